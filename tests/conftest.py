@@ -1,0 +1,162 @@
+"""Fixtures: the app on a database of its own, clients with and without a token, and the API as a real process."""
+
+import contextlib
+import json
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+import webtest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
+PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")  # a process that ends closes its files
+SETTINGS = ("HOST", "PORT", "DATABASE_URL", "SECRET_KEY", "TOKEN_SECONDS", "THREADS", "LOG_LEVEL")
+for setting in SETTINGS:
+    os.environ.pop(setting, None)
+os.environ["DATABASE_URL"] = f"sqlite:///{FOLDER.name}/tests.db"
+
+import course_api  # noqa: E402 (reads the environment at import)
+import models  # noqa: E402
+import seed  # noqa: E402
+
+
+class Client(webtest.TestApp):
+    """A client that holds every answer with a status of 400 or more to the one shape of an error."""
+
+    def do_request(self, *args, **kwargs):
+        answer = super().do_request(*args, **kwargs)
+        if answer.status_int >= 400:
+            assert answer.content_type == "application/json"
+            assert list(answer.json) == ["error"]
+            assert isinstance(answer.json["error"], str) and answer.json["error"]
+        return answer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def dummy_user():
+    models.User.create_user(*seed.DUMMY_USER)
+    yield
+    models.database.close()
+    FOLDER.cleanup()
+
+
+@pytest.fixture
+def app():
+    models.Course.delete().execute()
+    for code, name, instructor in seed.DUMMY_COURSES:
+        models.Course.add_course(code, instructor, name)
+    return course_api.app
+
+
+@pytest.fixture
+def stranger(app):
+    """A client without a token."""
+    return Client(app)
+
+
+@pytest.fixture
+def client(app):
+    """A client with a token, as a bearer header."""
+    client = Client(app)
+    client.authorization = ("Bearer", course_api.make_token("faisal"))
+    return client
+
+
+class Server:
+    """`python course_api.py` in a folder of its own; settings are given as keywords."""
+
+    def __init__(self, folder, program="course_api.py", **settings):
+        environment = {**os.environ, "PORT": "0", "DATABASE_URL": f"sqlite:///{folder}/courses.db", **settings}
+        self.process = subprocess.Popen(
+            [*PYTHON, ROOT / program],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.output = []
+        self.arrived = queue.Queue()
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+        with contextlib.suppress(AssertionError):
+            self.url = self.wait_for("Serving ").split(" on ")[1].split(";")[0]
+
+    def read(self):
+        for line in self.process.stdout:
+            self.output.append(line.rstrip("\n"))
+            self.arrived.put(line.rstrip("\n"))
+        self.arrived.put(None)
+
+    def wait_for(self, text, seconds=20):
+        """Return the next line of output that holds `text`."""
+        while True:
+            line = self.arrived.get(timeout=seconds)
+            assert line is not None, f"ended without {text!r}: {self.output}"
+            if text in line:
+                return line
+
+    def request(self, path, method="GET", body=None, **headers):
+        """Return the status and the body of an answer; a body that is given is sent as JSON."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def log_in(self, username="faisal", password="faisal"):
+        status, token = self.request("/login", "POST", {"username": username, "password": password})
+        assert status == 200
+        return token
+
+    def wait(self, seconds=20):
+        """Return the exit status."""
+        status = self.process.wait(seconds)
+        self.reader.join(seconds)
+        return status
+
+    def close(self):
+        self.process.kill()
+        self.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts the API as a real process, stopped when the test ends."""
+    with contextlib.ExitStack() as servers:
+
+        def start(**settings):
+            server = Server(tmp_path, **settings)
+            servers.callback(server.close)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs one of the programs to its end, in the folder that `start` uses."""
+
+    def run(program, *arguments, stdin="", **settings):
+        environment = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/courses.db", **settings}
+        command = [*PYTHON, ROOT / program, *arguments]
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=30
+        )
+
+    return run
