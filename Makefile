@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN = .venv/bin
+
+help:  ## say what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+run: .venv/ready  ## fill in the dummy data and serve on http://127.0.0.1:5000
+	$(BIN)/python seed.py
+	$(BIN)/python course_api.py
+
+test: .venv/ready-dev  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-dev  ## check style and common faults
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove the virtual environment and caches, not the database
+	rm -rf .venv .pytest_cache .ruff_cache __pycache__ tests/__pycache__
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+.PHONY: help run test lint clean
