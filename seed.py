@@ -72,7 +72,7 @@ def main():
         else:
             print("Added: " + (", ".join(add_dummy_data()) or "nothing, the dummy data is there"))
         courses, users = Course.select().count(), User.select().count()
-        print(f"{models.DATABASE_NAME} has {courses} courses and {users} users now.")
+        print(f"{models.DATABASE_NAME} now has: {courses} courses, {users} users")
     except (ValueError, peewee.PeeweeException) as error:
         sys.exit(str(error))
 

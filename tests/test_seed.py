@@ -14,7 +14,7 @@ def test_the_seed_fills_an_empty_database_and_says_what_it_added(run, start):
     done = run("seed.py")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == "Added: course CSE115, course CSE465, user faisal"
-    assert done.stdout.splitlines()[1].endswith("has 2 courses and 1 users now.")
+    assert done.stdout.splitlines()[1].endswith("now has: 2 courses, 1 users")
     api = start()
     status, courses = api.request("/courses?token=" + api.log_in())
     assert status == 200
