@@ -19,6 +19,7 @@ Every error is JSON of one shape, whatever went wrong: {"error": "a sentence tha
 """
 
 import argparse
+import collections
 import contextlib
 import functools
 import logging
@@ -65,9 +66,12 @@ except msgspec.ValidationError as error:
 if settings.SECRET_KEY and len(os.fsencode(settings.SECRET_KEY)) < 32:  # RFC 7518 §3.2: HS256's own length
     sys.exit("SECRET_KEY is shorter than 32 bytes; make one with: openssl rand -hex 32")
 
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
 log = logging.getLogger("course_api")
 bottle.Response.default_content_type = "application/json"
 app = bottle.Bottle()
+app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route returns its JSON as text
 
 # -- Errors ------------------------------------------------------------------------------------------------------------
 
@@ -184,17 +188,30 @@ def make_token(username):
     return jwt.encode(claims, signing_key(), algorithm="HS256")
 
 
+@functools.lru_cache(maxsize=1024)
+def verify_token(token, key):
+    """Return when a token of ours expires, in Unix time; raise jwt.InvalidTokenError for any other token.
+
+    What is good is remembered, for its signature never changes. Whether it has expired is asked anew each time.
+    """
+    claims = jwt.decode(token, key, algorithms=["HS256"], options={"require": ["sub", "iat", "exp"]})
+    return int(claims["exp"])
+
+
 def check_token():
     """Raise 401 unless the request has a token of ours that has not expired, 400 where it has two (RFC 6750)."""
     scheme, _, credentials = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    tokens = request.query.getall("token") + [credentials.strip()] * (scheme.lower() == "bearer")
+    tokens = request.query.getall("token") if request.environ.get("QUERY_STRING") else []
+    if scheme.lower() == "bearer":
+        tokens.append(credentials.strip())
     if not tokens:
         raise HTTPError(401, "Invalid token", www_authenticate="Bearer")
     if len(tokens) > 1:
         message = "send one token, either as ?token= or in the Authorization header"
         raise HTTPError(400, message, www_authenticate='Bearer error="invalid_request"')
     try:
-        jwt.decode(tokens[0], signing_key(), algorithms=["HS256"], options={"require": ["sub", "iat", "exp"]})
+        if verify_token(tokens[0], signing_key()) <= time.time():
+            raise jwt.ExpiredSignatureError
     except jwt.InvalidTokenError as error:
         reason = REASONS.get(type(error), "the token is malformed")
         challenge = f'Bearer error="invalid_token", error_description="{reason}"'
@@ -306,7 +323,7 @@ def delete_course(code):
 def get_health():
     """Answer whether the database answers."""
     models.check_health()
-    return {"status": "ok"}
+    return '{"status": "ok"}'
 
 
 # -- The server --------------------------------------------------------------------------------------------------------
@@ -320,11 +337,21 @@ LIMITS = {
     "inbuf_overflow": MAX_BODY + 1,  # bytes; more would go to a file, and the disk may be read-only
     "outbuf_overflow": 2**30,
     "ident": None,  # no Server header
+    "clear_untrusted_proxy_headers": False,  # nothing reads them
 }
 LINGER_SECONDS = 0.5  # after SIGTERM, how long to wait for a request that is on its way
 DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and for one that is worked on: Docker kills after 10
 
+STALL_SECONDS = 0.005  # how long a request may take before the next one gets a thread of its own
+
 stopping = threading.Event()
+access_log = collections.deque()  # lines that the server's loop has yet to write
+
+
+@functools.lru_cache(maxsize=1)
+def log_time(second):
+    """Return a time for the log, as RFC 3339 has it."""
+    return time.strftime(TIME_FORMAT, time.gmtime(second))
 
 
 class Answer:
@@ -338,15 +365,19 @@ class Answer:
         return super().build_response_header()
 
     def service(self):
-        """Answer, and write the access log: never the query, nor a header, since both can hold a token."""
+        """Answer, and log it; never the query, nor a header, since both can hold a token."""
         try:
             super().service()
         finally:
-            client = (self.environ or {}).get("REMOTE_ADDR", self.channel.addr[0])
-            method = getattr(self.request, "command", "-")
-            path = quote(getattr(self.request, "path", "-"), encoding="latin1")
-            size, milliseconds = self.content_bytes_written, (time.time() - self.start_time) * 1000
-            log.info("%s %s %s %s %d bytes %.1f ms", client, method, path, self.status[:3], size, milliseconds)
+            if log.isEnabledFor(logging.INFO):
+                client = self.environ["REMOTE_ADDR"] if self.environ else self.channel.addr[0]
+                method = getattr(self.request, "command", "-")
+                path = quote(getattr(self.request, "path", "-"), encoding="latin1")
+                status, size = self.status[:3], self.content_bytes_written
+                start, milliseconds = log_time(int(self.start_time)), (time.time() - self.start_time) * 1000
+                access_log.append(
+                    f"{start} INFO {client} {method} {path} {status} {size} bytes {milliseconds:.1f} ms\n"
+                )
 
 
 class AppAnswer(Answer, WSGITask):
@@ -366,25 +397,61 @@ class Refusal(Answer, ErrorTask):
 
 class Channel(HTTPChannel):
     task_class, error_task_class = AppAnswer, Refusal
-    refused = lingers = False
+    refused = False
 
     def handle_close(self):
         """Close; after a refusal, once the client has closed, or it could lose the answer (RFC 9112 §9.6)."""
-        if self.connected and self.refused and not self.lingers:
-            self.lingers, self.will_close = True, False
+        if self.connected and self.refused:
+            self.refused = self.will_close = False
+            self.readable, self.received = lambda: True, lambda _data: False
             with contextlib.suppress(OSError):  # it has gone meanwhile
                 self.socket.shutdown(socket.SHUT_WR)
         else:
             super().handle_close()
 
-    def readable(self):
-        return self.lingers or super().readable()
 
-    def received(self, data):
-        return not self.lingers and super().received(data)
+class Dispatcher:
+    """Runs waitress' tasks on threads; all on one of them as long as it keeps up.
+
+    Threads that hand each other the interpreter's lock cost a short request more than its own work (measured, see
+    benchmarks/README.md). Where nothing has started for STALL_SECONDS, `look` wakes one more.
+    """
+
+    def __init__(self, threads):
+        self.tasks, self.idle, self.threads, self.last_start = collections.deque(), [], threads, 0.0
+        for _ in range(threads):
+            threading.Thread(target=self.work, daemon=True).start()
+
+    def add_task(self, task):
+        self.tasks.append(task)
+        if len(self.idle) == self.threads:
+            self.wake()
+
+    def wake(self):
+        with contextlib.suppress(IndexError):  # all are awake
+            self.idle.pop().release()  # the last to fall asleep, whose caches are warm
+
+    def look(self):
+        if self.tasks and time.monotonic() - self.last_start > STALL_SECONDS:
+            self.wake()
+
+    def work(self):
+        alarm = threading.Lock()
+        alarm.acquire()
+        while True:
+            try:
+                task = self.tasks.popleft()
+            except IndexError:
+                self.idle.append(alarm)
+                if self.tasks:  # came meanwhile
+                    self.wake()
+                alarm.acquire()
+                continue
+            self.last_start = time.monotonic()
+            task.service()
 
 
-def serve(sockets, listeners):
+def serve(sockets, listeners, dispatcher):
     """Serve until SIGTERM or Ctrl-C, then finish the requests under way. A second signal stops at once."""
 
     def stop(number, _frame):
@@ -392,10 +459,19 @@ def serve(sockets, listeners):
         stopping.set()
         listeners[0].pull_trigger()
 
+    def turn(timeout):
+        poll = max(sockets) >= 1024  # select() is faster, and cannot watch those
+        wasyncore.loop(STALL_SECONDS if dispatcher.tasks else timeout, use_poll=poll, map=sockets, count=1)
+        dispatcher.look()
+        if access_log:
+            lines = [access_log.popleft() for _ in range(len(access_log))]
+            with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop the service
+                print(*lines, sep="", end="", flush=True)
+
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     while not stopping.is_set():
-        wasyncore.loop(timeout=1, use_poll=True, map=sockets, count=1)
+        turn(timeout=1)
 
     for listener in listeners:
         for _ in range(listener.adj.backlog):  # who has connected by now is still served
@@ -406,7 +482,7 @@ def serve(sockets, listeners):
         busy = any(channel.request or channel.requests or channel.total_outbufs_len for channel in channels)
         if time.monotonic() - stopped > (DRAIN_SECONDS if busy else LINGER_SECONDS):
             break
-        wasyncore.loop(timeout=0.05, use_poll=True, map=sockets, count=1)
+        turn(timeout=0.05)
 
 
 def prepare():
@@ -424,12 +500,14 @@ def main():
     """Serve the app with waitress, as the settings say."""
     raw = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
-    logging.basicConfig(stream=sys.stdout, level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(message)s")
+    logging.Formatter.converter = time.gmtime
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(stream=sys.stdout, level=settings.LOG_LEVEL, format=form, datefmt=TIME_FORMAT)
     logging.getLogger("peewee").setLevel("INFO")  # its DEBUG shows password hashes and the key
     has_users = prepare()
-    sockets = {}
+    sockets, dispatcher = {}, Dispatcher(settings.THREADS)
     try:
-        server = create_server(app, sockets, host=settings.HOST, port=settings.PORT, threads=settings.THREADS, **LIMITS)
+        create_server(app, sockets, _dispatcher=dispatcher, host=settings.HOST, port=settings.PORT, **LIMITS)
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.HOST}:{settings.PORT}: {error}; see HOST and PORT")
     listeners = [listener for listener in sockets.values() if isinstance(listener, BaseWSGIServer)]
@@ -440,8 +518,7 @@ def main():
     body = '{"username": "...", "password": "..."}'
     how = f"Log in: curl {url}/login -H 'Content-Type: application/json' -d '{body}'"
     print(how if has_users else "There is no user yet: run python seed.py", flush=True)
-    serve(sockets, listeners)
-    server.task_dispatcher.shutdown(timeout=1)
+    serve(sockets, listeners, dispatcher)
     wasyncore.close_all(sockets)
     print("Stopped.", flush=True)
 

@@ -21,6 +21,7 @@ import time
 
 import argon2
 import peewee
+from peewee import fn
 from playhouse import db_url
 
 # -- The database ------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class Course(BaseModel):
     @classmethod
     def add_course(cls, code, instructor, name):
         """Add a course; raise ValueError for a bad field, peewee.IntegrityError where the code is taken."""
-        cls.insert(code=Code(code), name=Name(name), instructor=Instructor(instructor)).execute()
+        database.execute_sql(ADD_COURSE, (Code(code), Name(name), Instructor(instructor)))
 
     @classmethod
     def get_all_courses(cls):
@@ -154,17 +155,14 @@ class Course(BaseModel):
     @classmethod
     def update_course(cls, code, instructor=None, name=None):
         """Change what is given of a course; return whether there is one of this code."""
-        changes = {}
-        if instructor is not None:
-            changes[cls.instructor] = Instructor(instructor)
-        if name is not None:
-            changes[cls.name] = Name(name)
-        return cls.update(changes).where(cls.code == code).execute() > 0
+        name = None if name is None else Name(name)
+        instructor = None if instructor is None else Instructor(instructor)
+        return database.execute_sql(UPDATE_COURSE, (name, instructor, code)).rowcount > 0
 
     @classmethod
     def delete_course(cls, code):
         """Delete a course; return whether there was one of this code."""
-        return cls.delete().where(cls.code == code).execute() > 0
+        return database.execute_sql(DELETE_COURSE, (code,)).rowcount > 0
 
     @classmethod
     def get_json(cls, code):
@@ -190,18 +188,22 @@ else:
 def json_object(row):
     """Return the SQL expression for the JSON of a course, from the columns of `row`."""
     members = [(peewee.SQL(f"'{field}'"), getattr(row, field)) for field in ("id", "code", "name", "instructor")]
-    return getattr(peewee.fn, OBJECT)(*(part for member in members for part in member))
+    return getattr(fn, OBJECT)(*(part for member in members for part in member))
 
 
 def json_list(courses):
     """Return the query for the JSON of `courses`, itself a query, in its order."""
     rows = courses.limit(database.limit_max).alias("rows")  # MariaDB drops the order of what has no limit
-    array = getattr(peewee.fn, ARRAY)(json_object(rows.c)).cast(TEXT)
-    text = peewee.Value('{"courses": ').concat(peewee.fn.COALESCE(array, "[]")).concat("}")
+    array = getattr(fn, ARRAY)(json_object(rows.c)).cast(TEXT)
+    text = peewee.Value('{"courses": ').concat(fn.COALESCE(array, "[]")).concat("}")
     return peewee.Select([rows], [text]).bind(database)
 
 
-# Made once; a request only runs them.
+# The text of each query, made once; a request only fills in the values.
+ADD_COURSE, _ = Course.insert(code="", name="", instructor="").sql()
+NEW_VALUES = {field: fn.COALESCE("", field) for field in (Course.name, Course.instructor)}  # NULL leaves the old one
+UPDATE_COURSE, _ = Course.update(NEW_VALUES).where(Course.code == "").sql()
+DELETE_COURSE, _ = Course.delete().where(Course.code == "").sql()
 ONE_COURSE, _ = Course.select(json_object(Course).cast(TEXT)).where(Course.code == "").sql()
 ALL_COURSES = json_list(Course.select().order_by(Course.id)).sql()
 

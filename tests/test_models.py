@@ -102,3 +102,38 @@ def test_the_signing_key_is_made_once():
     key = models.SigningKey.get_key()
     assert len(bytes.fromhex(key)) == 32
     assert models.SigningKey.get_key() == key
+
+
+@pytest.fixture
+def statements(monkeypatch):
+    """The SQL that reaches the database from now on."""
+    seen = []
+    connection = models.database.connection()
+    connection.set_trace_callback(seen.append)
+    yield seen
+    connection.set_trace_callback(None)
+
+
+def test_each_request_is_one_statement(client, statements):
+    """No read before a write: a constraint or a count of rows answers what would have been asked."""
+    change = {"name": "Basics", "instructor": "Grace Hopper"}
+    requests = [
+        ("SELECT", lambda: client.get("/courses")),
+        ("SELECT", lambda: client.get("/courses/CSE115")),
+        ("INSERT", lambda: client.post_json("/courses", change | {"code": "CSE225"})),
+        ("INSERT", lambda: client.post_json("/courses", change | {"code": "CSE225"}, status=409)),
+        ("UPDATE", lambda: client.put_json("/courses/CSE115", change)),
+        ("UPDATE", lambda: client.patch_json("/courses/CSE999", change, status=404)),
+        ("DELETE", lambda: client.delete("/courses/CSE115")),
+        ("DELETE", lambda: client.delete("/courses/CSE115", status=400)),
+    ]
+    for kind, request in requests:
+        statements.clear()
+        request()
+        assert [statement.split()[0] for statement in statements] == [kind]
+
+
+def test_a_request_that_is_turned_away_asks_the_database_nothing(stranger, statements):
+    stranger.get("/courses", status=401)
+    stranger.post_json("/courses?token=bad", {}, status=401)
+    assert statements == []

@@ -138,3 +138,35 @@ def test_a_refused_write_writes_nothing(stranger, client):
     stranger.delete("/courses/CSE115", status=401)
     stranger.put_json("/courses/CSE115?token=bad", {"name": "a", "instructor": "b"}, status=401)
     assert client.get("/courses/CSE115").json["instructor"] == "John stuart"
+
+
+def test_a_remembered_token_is_refused_the_second_it_expires(stranger, monkeypatch):
+    expires = int(time.time()) + 100
+    path = f"/courses?token={sign(claims(exp=expires))}"
+    stranger.get(path, status=200)
+    hits = course_api.verify_token.cache_info().hits
+    monkeypatch.setattr(course_api.time, "time", lambda: expires - 0.001)
+    stranger.get(path, status=200)
+    monkeypatch.setattr(course_api.time, "time", lambda: expires)
+    assert "expired" in stranger.get(path, status=401).headers["WWW-Authenticate"]
+    assert course_api.verify_token.cache_info().hits == hits + 2
+
+
+def test_a_changed_key_forgets_the_tokens_it_remembered(stranger, monkeypatch):
+    path = f"/courses?token={sign(claims())}"
+    stranger.get(path, status=200)
+    monkeypatch.setattr(course_api, "signing_key", lambda: b"another key that is long enough!")
+    stranger.get(path, status=401)
+
+
+def test_no_more_tokens_are_remembered_than_there_is_room_for():
+    course_api.verify_token.cache_clear()
+    for number in range(course_api.verify_token.cache_info().maxsize + 10):
+        course_api.verify_token(sign(claims(sub=str(number))), course_api.signing_key())
+    assert course_api.verify_token.cache_info().currsize == course_api.verify_token.cache_info().maxsize
+
+
+def test_a_bad_token_is_not_remembered(stranger):
+    before = course_api.verify_token.cache_info().currsize
+    stranger.get("/courses?token=bad", status=401)
+    assert course_api.verify_token.cache_info().currsize == before
