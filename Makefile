@@ -15,6 +15,10 @@ lint: .venv/ready-dev  ## check style and common faults
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+bench: .venv/ready-bench  ## measure the API beside its peers, and on larger catalogues (needs wrk, and node for one peer)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py compare
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py growth
+
 clean:  ## remove the virtual environment and caches, not the database
 	rm -rf .venv .pytest_cache .ruff_cache __pycache__ tests/__pycache__
 
@@ -27,4 +31,9 @@ clean:  ## remove the virtual environment and caches, not the database
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
-.PHONY: help run test lint clean
+.venv/ready-bench: benchmarks/requirements.txt benchmarks/package.json .venv/ready
+	$(BIN)/pip install --quiet --requirement benchmarks/requirements.txt
+	if command -v npm; then npm install --prefix benchmarks --no-package-lock --no-audit --no-fund; fi
+	touch $@
+
+.PHONY: help run test lint bench clean

@@ -166,23 +166,24 @@ class Course(BaseModel):
 
     @classmethod
     def get_json(cls, code):
-        """Return a course as JSON text, or None."""
+        """Return a course as JSON, in bytes, or None."""
         row = database.execute_sql(ONE_COURSE, (code,)).fetchone()
-        return row and row[0]
+        return row and ENCODE(row[0])
 
     @classmethod
     def get_all_json(cls):
-        """Return {"courses": [every course]} as JSON text, in the order they were added."""
-        return database.execute_sql(*ALL_COURSES).fetchone()[0]
+        """Return {"courses": [every course]} as JSON, in bytes, in the order they were added."""
+        return b'{"courses": %b}' % ENCODE(database.execute_sql(*ALL_COURSES).fetchone()[0])
 
 
-# The database writes the JSON itself. Here, and only here, its dialects are told apart.
+# The database writes the JSON itself. Here, and only here, its dialects are told apart: the functions for an object and
+# an array, the type of what they give, and what makes bytes of it (SQLite's blobs are bytes, and copied less often).
 if isinstance(database, peewee.SqliteDatabase):
-    OBJECT, ARRAY, TEXT = "json_object", "json_group_array", "text"
+    OBJECT, ARRAY, TYPE, ENCODE = "json_object", "json_group_array", "blob", bytes
 elif isinstance(database, peewee.PostgresqlDatabase):
-    OBJECT, ARRAY, TEXT = "json_build_object", "json_agg", "text"
+    OBJECT, ARRAY, TYPE, ENCODE = "json_build_object", "json_agg", "text", str.encode
 else:
-    OBJECT, ARRAY, TEXT = "JSON_OBJECT", "JSON_ARRAYAGG", "char"
+    OBJECT, ARRAY, TYPE, ENCODE = "JSON_OBJECT", "JSON_ARRAYAGG", "char", str.encode
 
 
 def json_object(row):
@@ -191,12 +192,10 @@ def json_object(row):
     return getattr(fn, OBJECT)(*(part for member in members for part in member))
 
 
-def json_list(courses):
-    """Return the query for the JSON of `courses`, itself a query, in its order."""
-    rows = courses.limit(database.limit_max).alias("rows")  # MariaDB drops the order of what has no limit
-    array = getattr(fn, ARRAY)(json_object(rows.c)).cast(TEXT)
-    text = peewee.Value('{"courses": ').concat(fn.COALESCE(array, "[]")).concat("}")
-    return peewee.Select([rows], [text]).bind(database)
+def json_array(table, columns):
+    """Return the query for the JSON of the rows of a table, or of a subquery in its order."""
+    array = getattr(fn, ARRAY)(json_object(columns)).cast(TYPE)
+    return peewee.Select([table], [fn.COALESCE(array, "[]")]).bind(database)
 
 
 # The text of each query, made once; a request only fills in the values.
@@ -204,8 +203,12 @@ ADD_COURSE, _ = Course.insert(code="", name="", instructor="").sql()
 NEW_VALUES = {field: fn.COALESCE("", field) for field in (Course.name, Course.instructor)}  # NULL leaves the old one
 UPDATE_COURSE, _ = Course.update(NEW_VALUES).where(Course.code == "").sql()
 DELETE_COURSE, _ = Course.delete().where(Course.code == "").sql()
-ONE_COURSE, _ = Course.select(json_object(Course).cast(TEXT)).where(Course.code == "").sql()
-ALL_COURSES = json_list(Course.select().order_by(Course.id)).sql()
+ONE_COURSE, _ = Course.select(json_object(Course).cast(TYPE)).where(Course.code == "").sql()
+if isinstance(database, peewee.SqliteDatabase):
+    ALL_COURSES = json_array(Course, Course).sql()  # SQLite reads a table in the order of its ids
+else:
+    rows = Course.select().order_by(Course.id).limit(database.limit_max).alias("rows")  # MariaDB sorts with limit only
+    ALL_COURSES = json_array(rows, rows.c).sql()
 
 
 # -- Users -------------------------------------------------------------------------------------------------------------

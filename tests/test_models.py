@@ -60,6 +60,16 @@ def test_json_from_the_database_is_exact(app):
     assert (course["name"], course["instructor"]) == (odd, odd)
 
 
+def test_the_list_is_in_the_order_of_the_ids(app):
+    for number in (9000, 30, 7000, 500):
+        Course.insert(id=number, code=f"C{number}", name="Basics", instructor="Ada").execute()
+    Course.delete_course("CSE115")
+    Course.add_course("CSE225", "Ada", "Data structures")
+    ids = [course["id"] for course in Course.get_all_courses()]
+    assert len(ids) == 6
+    assert ids == sorted(ids)
+
+
 def test_passwords_are_argon2id_with_owasps_parameters_and_a_salt_each(user):
     User.create_user("alan", "hopper")
     other = User.get(User.username == "alan")
