@@ -341,11 +341,10 @@ LIMITS = {
 }
 LINGER_SECONDS = 0.5  # after SIGTERM, how long to wait for a request that is on its way
 DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and for one that is worked on: Docker kills after 10
-
-STALL_SECONDS = 0.005  # how long a request may take before the next one gets a thread of its own
+STALL_SECONDS = 0.005  # how long a request may take before another thread serves the next ones
 
 stopping = threading.Event()
-access_log = collections.deque()  # lines that the server's loop has yet to write
+access_log = collections.deque()  # the lines that are yet to be written
 
 
 @functools.lru_cache(maxsize=1)
@@ -375,9 +374,7 @@ class Answer:
                 path = quote(getattr(self.request, "path", "-"), encoding="latin1")
                 status, size = self.status[:3], self.content_bytes_written
                 start, milliseconds = log_time(int(self.start_time)), (time.time() - self.start_time) * 1000
-                access_log.append(
-                    f"{start} INFO {client} {method} {path} {status} {size} bytes {milliseconds:.1f} ms\n"
-                )
+                access_log.append(f"{start} INFO {client} {method} {path} {status} {size} bytes {milliseconds:.1f} ms")
 
 
 class AppAnswer(Answer, WSGITask):
@@ -410,79 +407,117 @@ class Channel(HTTPChannel):
             super().handle_close()
 
 
-class Dispatcher:
-    """Runs waitress' tasks on threads; all on one of them as long as it keeps up.
+class Loop:
+    """Runs waitress on one thread, from the socket to the answer, as long as that keeps up.
 
-    Threads that hand each other the interpreter's lock cost a short request more than its own work (measured, see
-    benchmarks/README.md). Where nothing has started for STALL_SECONDS, `look` wakes one more.
+    Threads that hand each request, and the interpreter's lock, to each other spend more on that than on the request
+    (measured, see benchmarks/README.md). So one leads: it watches the sockets and runs the tasks itself. When a task
+    takes longer than STALL_SECONDS another thread takes the lead, and this one follows when it is done.
     """
 
-    def __init__(self, threads):
-        self.tasks, self.idle, self.threads, self.last_start = collections.deque(), [], threads, 0.0
+    def __init__(self, sockets):
+        self.sockets, self.tasks = sockets, collections.deque()
+        self.leader, self.followers = None, []  # each a lock, which its thread waits for
+        self.leader_id = None
+        self.started = None  # when the leader's task did, on the monotonic clock
+        self.busy = threading.Event()
+        self.watching = threading.Lock()  # for the moment in which an old leader still watches the sockets
+
+    def start(self, threads):
+        self.listeners = [listener for listener in self.sockets.values() if isinstance(listener, BaseWSGIServer)]
+        for listener in self.listeners:
+            listener.channel_class = Channel
+            listener.pull_trigger = functools.partial(self.pull_trigger, listener)
         for _ in range(threads):
-            threading.Thread(target=self.work, daemon=True).start()
+            threading.Thread(target=self.follow, daemon=True).start()
 
     def add_task(self, task):
+        """Take a task from waitress, which calls this under the lead."""
         self.tasks.append(task)
-        if len(self.idle) == self.threads:
-            self.wake()
 
-    def wake(self):
-        with contextlib.suppress(IndexError):  # all are awake
-            self.idle.pop().release()  # the last to fall asleep, whose caches are warm
+    def pull_trigger(self, listener):
+        """Have the leader look at the sockets anew, as it does by itself after a task of its own."""
+        if threading.get_ident() != self.leader_id:
+            BaseWSGIServer.pull_trigger(listener)
 
-    def look(self):
-        if self.tasks and time.monotonic() - self.last_start > STALL_SECONDS:
-            self.wake()
+    def follow(self):
+        """Wait for the lead, and lead until another thread does."""
+        me = threading.Lock()
+        me.acquire()
+        try:
+            while True:
+                self.followers.append(me)
+                me.acquire()
+                self.leader_id = threading.get_ident()
+                while self.leader is me:
+                    self.lead(me)
+                self.pull_trigger(self.listeners[0])
+        finally:  # a fault of waitress; better to stop than to hang without a leader
+            stopping.set()
 
-    def work(self):
-        alarm = threading.Lock()
-        alarm.acquire()
-        while True:
+    def lead(self, me):
+        """Watch the sockets until something comes, and run the tasks that come of it."""
+        with self.watching:
+            if stopping.is_set():
+                self.stop_listening()
+            poll = max(self.sockets) >= 1024  # select() is faster, and cannot watch those
+            wasyncore.loop(0 if self.tasks else 1, use_poll=poll, map=self.sockets, count=1)
+        while self.leader is me:
             try:
                 task = self.tasks.popleft()
             except IndexError:
-                self.idle.append(alarm)
-                if self.tasks:  # came meanwhile
-                    self.wake()
-                alarm.acquire()
-                continue
-            self.last_start = time.monotonic()
+                break
+            self.started = time.monotonic()
+            if not self.busy.is_set():
+                self.busy.set()
             task.service()
+            if self.leader is me:
+                self.started = None
 
+    def stop_listening(self):
+        self.busy.set()
+        for listener in self.listeners:
+            if listener.accepting:
+                for _ in range(listener.adj.backlog):  # who has connected by now is still served
+                    listener.handle_accept()
+                wasyncore.dispatcher.close(listener)
 
-def serve(sockets, listeners, dispatcher):
-    """Serve until SIGTERM or Ctrl-C, then finish the requests under way. A second signal stops at once."""
-
-    def stop(number, _frame):
-        signal.signal(number, signal.SIG_DFL)
-        stopping.set()
-        listeners[0].pull_trigger()
-
-    def turn(timeout):
-        poll = max(sockets) >= 1024  # select() is faster, and cannot watch those
-        wasyncore.loop(STALL_SECONDS if dispatcher.tasks else timeout, use_poll=poll, map=sockets, count=1)
-        dispatcher.look()
-        if access_log:
-            lines = [access_log.popleft() for _ in range(len(access_log))]
+    def look(self):
+        """Let another thread lead where none does or its task takes long; write the access log."""
+        if self.leader and not (self.started or access_log):
+            self.busy.wait(1)
+        time.sleep(STALL_SECONDS)
+        self.busy.clear()
+        started = self.started
+        if self.followers and (not self.leader or (started and time.monotonic() - started > STALL_SECONDS)):
+            self.leader, self.started = self.followers.pop(), None
+            self.leader.release()
+        lines = [access_log.popleft() for _ in range(len(access_log))]
+        if lines:
             with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop the service
-                print(*lines, sep="", end="", flush=True)
+                print(*lines, sep="\n", flush=True)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    while not stopping.is_set():
-        turn(timeout=1)
+    def serve(self):
+        """Serve until SIGTERM or Ctrl-C, then finish the requests under way. A second signal stops at once."""
 
-    for listener in listeners:
-        for _ in range(listener.adj.backlog):  # who has connected by now is still served
-            listener.handle_accept()
-        wasyncore.dispatcher.close(listener)
-    stopped = time.monotonic()
-    while channels := [channel for channel in sockets.values() if isinstance(channel, Channel)]:
-        busy = any(channel.request or channel.requests or channel.total_outbufs_len for channel in channels)
-        if time.monotonic() - stopped > (DRAIN_SECONDS if busy else LINGER_SECONDS):
-            break
-        turn(timeout=0.05)
+        def stop(number, _frame):
+            signal.signal(number, signal.SIG_DFL)
+            stopping.set()
+            BaseWSGIServer.pull_trigger(self.listeners[0])
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        while not stopping.is_set():
+            self.look()
+        stopped = time.monotonic()
+        while channels := [channel for channel in list(self.sockets.values()) if isinstance(channel, Channel)]:
+            busy = any(channel.request or channel.requests or channel.total_outbufs_len for channel in channels)
+            if time.monotonic() - stopped > (DRAIN_SECONDS if busy else LINGER_SECONDS):
+                break
+            self.busy.set()
+            self.look()
+        self.busy.set()
+        self.look()
 
 
 def prepare():
@@ -505,21 +540,19 @@ def main():
     logging.basicConfig(stream=sys.stdout, level=settings.LOG_LEVEL, format=form, datefmt=TIME_FORMAT)
     logging.getLogger("peewee").setLevel("INFO")  # its DEBUG shows password hashes and the key
     has_users = prepare()
-    sockets, dispatcher = {}, Dispatcher(settings.THREADS)
+    sockets = {}
+    loop = Loop(sockets)
     try:
-        create_server(app, sockets, _dispatcher=dispatcher, host=settings.HOST, port=settings.PORT, **LIMITS)
+        create_server(app, sockets, _dispatcher=loop, host=settings.HOST, port=settings.PORT, **LIMITS)
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.HOST}:{settings.PORT}: {error}; see HOST and PORT")
-    listeners = [listener for listener in sockets.values() if isinstance(listener, BaseWSGIServer)]
-    for listener in listeners:
-        listener.channel_class = Channel
-    url = f"http://{settings.HOST}:{listeners[0].effective_port}"
+    loop.start(settings.THREADS)
+    url = f"http://{settings.HOST}:{loop.listeners[0].effective_port}"
     print(f"Serving {models.DATABASE_NAME} on {url}; Ctrl-C stops.")
     body = '{"username": "...", "password": "..."}'
     how = f"Log in: curl {url}/login -H 'Content-Type: application/json' -d '{body}'"
     print(how if has_users else "There is no user yet: run python seed.py", flush=True)
-    serve(sockets, listeners, dispatcher)
-    wasyncore.close_all(sockets)
+    loop.serve()
     print("Stopped.", flush=True)
 
 

@@ -231,6 +231,69 @@ def test_no_answer_tells_which_server_it_is(start):
     assert b"waitress" not in answer.lower()
 
 
+# -- Threads -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_writes(run, start, tmp_path):
+    """A function that sends so many POSTs, each held up until the block ends by another program that writes."""
+    run("seed.py")
+
+    @contextlib.contextmanager
+    def slow_writes(number, **settings):
+        api = start(**settings)
+        bearer = "Bearer " + api.log_in()
+
+        def post(index):
+            return api.request("/courses", "POST", NEW | {"code": f"SLOW {index}"}, Authorization=bearer)[0]
+
+        with contextlib.closing(sqlite3.connect(tmp_path / "courses.db", isolation_level=None)) as other:
+            with concurrent.futures.ThreadPoolExecutor(number) as threads:
+                other.execute("BEGIN IMMEDIATE")
+                writes = [threads.submit(post, index) for index in range(number)]
+                time.sleep(0.3)
+                yield api, bearer, writes
+                assert not any(write.done() for write in writes)
+                other.execute("COMMIT")
+            assert [write.result() for write in writes] == [201] * number
+            assert other.execute("SELECT count(*) FROM courses WHERE code LIKE 'SLOW %'").fetchone() == (number,)
+
+    return slow_writes
+
+
+def test_slow_requests_do_not_hold_up_quick_ones(slow_writes):
+    with slow_writes(3) as (api, bearer, _):
+        for _ in range(50):
+            assert api.request("/courses/CSE115", Authorization=bearer)[0] == 200
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_more_slow_requests_than_threads_are_all_answered(slow_writes, threads):
+    with slow_writes(6, THREADS=threads):
+        pass
+
+
+def test_many_clients_at_once_are_all_answered(run, start):
+    """Quick and slow requests over and over, so that the lead passes from thread to thread many times."""
+    run("seed.py")
+    api = start()
+    bearer = "Bearer " + api.log_in()
+
+    def work(number):
+        statuses = []
+        for turn in range(20):
+            if number % 4 == turn % 4 == 0:
+                statuses.append(api.request("/login", "POST", {"username": "faisal", "password": "wrong"})[0] == 400)
+            body = NEW | {"code": f"{number}-{turn}"}
+            statuses.append(api.request("/courses", "POST", body, Authorization=bearer)[0] == 201)
+            statuses.append(api.request(f"/courses/{number}-{turn}", Authorization=bearer)[0] == 200)
+        return all(statuses)
+
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(work, range(16)))
+    assert api.request("/courses", Authorization=bearer)[1].count('"code"') == 2 + 16 * 20
+
+
 # -- Signals -----------------------------------------------------------------------------------------------------------
 
 
