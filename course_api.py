@@ -418,7 +418,6 @@ class Loop:
     def __init__(self, sockets):
         self.sockets, self.tasks = sockets, collections.deque()
         self.leader, self.followers = None, []  # each a lock, which its thread waits for
-        self.leader_id = None
         self.started = None  # when the leader's task did, on the monotonic clock
         self.busy = threading.Event()
         self.watching = threading.Lock()  # for the moment in which an old leader still watches the sockets
@@ -427,18 +426,12 @@ class Loop:
         self.listeners = [listener for listener in self.sockets.values() if isinstance(listener, BaseWSGIServer)]
         for listener in self.listeners:
             listener.channel_class = Channel
-            listener.pull_trigger = functools.partial(self.pull_trigger, listener)
         for _ in range(threads):
             threading.Thread(target=self.follow, daemon=True).start()
 
     def add_task(self, task):
         """Take a task from waitress, which calls this under the lead."""
         self.tasks.append(task)
-
-    def pull_trigger(self, listener):
-        """Have the leader look at the sockets anew, as it does by itself after a task of its own."""
-        if threading.get_ident() != self.leader_id:
-            BaseWSGIServer.pull_trigger(listener)
 
     def follow(self):
         """Wait for the lead, and lead until another thread does."""
@@ -448,10 +441,8 @@ class Loop:
             while True:
                 self.followers.append(me)
                 me.acquire()
-                self.leader_id = threading.get_ident()
                 while self.leader is me:
                     self.lead(me)
-                self.pull_trigger(self.listeners[0])
         finally:  # a fault of waitress; better to stop than to hang without a leader
             stopping.set()
 
@@ -503,7 +494,7 @@ class Loop:
         def stop(number, _frame):
             signal.signal(number, signal.SIG_DFL)
             stopping.set()
-            BaseWSGIServer.pull_trigger(self.listeners[0])
+            self.listeners[0].pull_trigger()
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
