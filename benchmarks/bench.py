@@ -250,7 +250,7 @@ def growth():
         print(f"| {size:,} | {rate:,.0f} | {slower:.2f} | {seconds * 1000:,.1f} | " + " | ".join(mib) + " |")
     shown, axes = pyplot.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
     axes[0].plot(sizes, [row[1] for row in rows], "o-")
-    axes[0].set(title="one course, requests/s", ylim=0)
+    axes[0].set(title="one course, requests/s", ylim=(0, 1.2 * max(row[1] for row in rows)))
     axes[1].loglog(sizes, [row[3] * 1000 for row in rows], "o-")
     axes[1].set(title="full list, ms")
     axes[2].loglog(sizes, [row[4] / 2**20 for row in rows], "o-", label="the answer")
