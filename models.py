@@ -35,6 +35,10 @@ if DATABASE_URL.startswith("sqlite"):
     # FULL: an acknowledged write survives a power cut, which WAL alone does not promise (sqlite.org/pragma.html).
     pragmas = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": "on"}
     OPTIONS = {"timeout": BUSY_SECONDS, "pragmas": pragmas}
+elif DATABASE_URL.startswith("mysql"):
+    # JSON_ARRAYAGG cuts what is longer, without an error; max_allowed_packet stays a limit. An update that changes
+    # nothing counts as one only with FOUND_ROWS, 2.
+    OPTIONS = {"init_command": "SET SESSION group_concat_max_len = 4294967295", "client_flag": 2}
 if IN_MEMORY:
     # SQLite's ":memory:" is one database per connection. This one is for all threads, and lives as long as `keeper`.
     OPTIONS |= {"database": "file:/courses?vfs=memdb", "uri": True}
