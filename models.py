@@ -27,7 +27,7 @@ from playhouse import db_url
 # -- The database ------------------------------------------------------------------------------------------------------
 
 DATABASE_URL = os.environ.get("DATABASE_URL") or "sqlite:///courses.db"
-DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL.partition("?")[0])  # what may be shown: no user, no password
+DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # what may be shown: no user, no password
 IN_MEMORY = DATABASE_URL in ("sqlite:///:memory:", "sqlite:///", "sqlite://")
 BUSY_SECONDS = 5  # how long a write waits for another one to end
 OPTIONS = {}
