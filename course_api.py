@@ -201,7 +201,7 @@ def verify_token(token, key):
 def check_token():
     """Raise 401 unless the request has a token of ours that has not expired, 400 where it has two (RFC 6750)."""
     scheme, _, credentials = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    tokens = request.query.getall("token") if request.environ.get("QUERY_STRING") else []
+    tokens = list(request.query.getall("token")) if request.environ.get("QUERY_STRING") else []
     if scheme.lower() == "bearer":
         tokens.append(credentials.strip())
     if not tokens:
