@@ -363,6 +363,12 @@ class Answer:
             self.request.headers["CONNECTION"] = "close"
         return super().build_response_header()
 
+    def set_close_on_finish(self):
+        """Close where the request asks for it; waitress also would after a 204, which has no length to give."""
+        asked = self.version == "1.0" or self.request.headers.get("CONNECTION", "").lower() == "close"
+        if asked or self.has_body:
+            super().set_close_on_finish()
+
     def service(self):
         """Answer, and log it; never the query, nor a header, since both can hold a token."""
         try:

@@ -232,6 +232,30 @@ def test_no_answer_tells_which_server_it_is(start):
     assert b"waitress" not in answer.lower()
 
 
+def test_a_connection_stays_open_after_an_answer_without_a_body(run, start):
+    run("seed.py")
+    api = start()
+    headers = {"Authorization": "Bearer " + api.log_in(), "Content-Type": "application/json"}
+    host = api.url.removeprefix("http://")
+    with contextlib.closing(http.client.HTTPConnection(host, timeout=20)) as connection:
+        statuses = []
+        for method in ("PATCH", "GET", "DELETE", "GET"):
+            connection.request(method, "/courses/CSE115", '{"name": "Basics"}', headers)
+            answer = connection.getresponse()
+            answer.read()
+            statuses.append((answer.status, answer.getheader("Connection"), connection.sock is not None))
+    assert statuses == [(status, None, True) for status in (204, 200, 204, 404)]
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET /health HTTP/1.0\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"]
+)
+def test_a_connection_is_closed_where_the_request_asks_for_it(start, head):
+    with connect(start()) as connection:
+        connection.sendall(head + b"\r\n")
+        assert b"Connection: close" in read_all(connection)
+
+
 # -- Threads -----------------------------------------------------------------------------------------------------------
 
 
