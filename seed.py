@@ -5,6 +5,7 @@ python seed.py user NAME   add a user, or change the password; it is asked for, 
 """
 
 import argparse
+import contextlib
 import getpass
 import sys
 
@@ -24,16 +25,12 @@ def add_dummy_data():
     """Add the dummy courses and the dummy user where they are missing; return the names of what was added."""
     added = []
     for code, name, instructor in DUMMY_COURSES:
-        try:
+        with contextlib.suppress(peewee.IntegrityError):
             Course.add_course(code, instructor, name)
             added.append(f"course {code}")
-        except peewee.IntegrityError:
-            pass
-    try:
+    with contextlib.suppress(peewee.IntegrityError):
         User.create_user(*DUMMY_USER)
         added.append(f"user {DUMMY_USER[0]}")
-    except peewee.IntegrityError:
-        pass
     return added
 
 
