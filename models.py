@@ -123,10 +123,11 @@ class Code(Text):
     # Clients take a "/" or a name of dots for a path of their own (RFC 3986 §5.2.4).
     limit, rule = 20, "with no / and no control characters, and not only dots"
     refused = re.compile(Text.refused.pattern + r"|/|^\.+$")
+    missing = "course code must be provided"
 
     def __new__(cls, value):
         if isinstance(value, str) and not value.strip():
-            raise ValueError("course code must be provided")
+            raise ValueError(cls.missing)
         return super().__new__(cls, value)
 
 
@@ -180,8 +181,8 @@ class Course(BaseModel):
         return b'{"courses": %b}' % ENCODE(database.execute_sql(*ALL_COURSES).fetchone()[0])
 
 
-# The database writes the JSON itself. Here, and only here, its dialects are told apart: the functions for an object and
-# an array, the type of what they give, and what makes bytes of it (SQLite's blobs are bytes, and copied less often).
+# The database writes the JSON itself, each in its dialect: the functions for an object and an array, the type of what
+# they give, and what makes bytes of it (SQLite's blobs are bytes, and copied less often).
 if isinstance(database, peewee.SqliteDatabase):
     OBJECT, ARRAY, TYPE, ENCODE = "json_object", "json_group_array", "blob", bytes
 elif isinstance(database, peewee.PostgresqlDatabase):
