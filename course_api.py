@@ -58,11 +58,16 @@ class Settings(msgspec.Struct):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
+def explain(error):
+    """Return what msgspec found wrong, with the field's name, which it puts last, in front of what does not have it."""
+    message, _, field = str(error).rstrip("`").partition(" - at `$.")
+    return message if field in message else f"{field}: {message}"
+
+
 try:
     settings = msgspec.convert({name: value for name, value in os.environ.items() if value}, Settings, strict=False)
 except msgspec.ValidationError as error:
-    message, _, name = str(error).partition(" - at `$.")
-    sys.exit(f"{name.rstrip('`')}: {message}; see python course_api.py --help")
+    sys.exit(f"{explain(error)}; see python course_api.py --help")
 if settings.SECRET_KEY and len(os.fsencode(settings.SECRET_KEY)) < 32:  # RFC 7518 §3.2: HS256's own length
     sys.exit("SECRET_KEY is shorter than 32 bytes; make one with: openssl rand -hex 32")
 
@@ -158,8 +163,7 @@ def read_json(kind):
     try:
         return DECODERS[kind].decode(read_body().decode())
     except msgspec.ValidationError as error:
-        message, _, field = str(error).rstrip("`").partition(" - at `$.")
-        raise HTTPError(400, message if field in message else f"{field}: {message}") from None
+        raise HTTPError(400, explain(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HTTPError(400, f"the body is not JSON: {error}") from None
 
@@ -277,7 +281,7 @@ def get_course(code):
 def add_course():
     """Add a course."""
     new = read_json(NewCourse)
-    require(new.code, "course code must be provided")
+    require(new.code, Code.missing)
     require(new.name and new.instructor, BOTH)
     try:
         Course.add_course(new.code, new.instructor, new.name)
@@ -481,7 +485,7 @@ class Loop:
 
     def look(self):
         """Let another thread lead where none does or its task takes long; write the access log."""
-        if self.leader and not (self.started or access_log):
+        if self.leader and not (self.started or access_log or stopping.is_set()):
             self.busy.wait(1)
         time.sleep(STALL_SECONDS)
         self.busy.clear()
@@ -511,10 +515,8 @@ class Loop:
             busy = any(channel.request or channel.requests or channel.total_outbufs_len for channel in channels)
             if time.monotonic() - stopped > (DRAIN_SECONDS if busy else LINGER_SECONDS):
                 break
-            self.busy.set()
             self.look()
-        self.busy.set()
-        self.look()
+        self.look()  # the last lines of the log
 
 
 def prepare():
