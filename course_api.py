@@ -351,12 +351,6 @@ stopping = threading.Event()
 access_log = collections.deque()  # the lines that are yet to be written
 
 
-@functools.lru_cache(maxsize=1)
-def log_time(second):
-    """Return a time for the log, as RFC 3339 has it."""
-    return time.strftime(TIME_FORMAT, time.gmtime(second))
-
-
 class Answer:
     """What every answer of waitress gets, to a request for the app or to one that waitress refuses."""
 
@@ -383,7 +377,8 @@ class Answer:
                 method = getattr(self.request, "command", "-")
                 path = quote(getattr(self.request, "path", "-"), encoding="latin1")
                 status, size = self.status[:3], self.content_bytes_written
-                start, milliseconds = log_time(int(self.start_time)), (time.time() - self.start_time) * 1000
+                start = time.strftime(TIME_FORMAT, time.gmtime(self.start_time))
+                milliseconds = (time.time() - self.start_time) * 1000
                 access_log.append(f"{start} INFO {client} {method} {path} {status} {size} bytes {milliseconds:.1f} ms")
 
 
