@@ -12,6 +12,7 @@ Settings are environment variables, read once at start; a bad value stops the st
     DATABASE_URL   the database, sqlite:///courses.db; sqlite:///:memory: keeps nothing on disk
     SECRET_KEY     signs the tokens, 32 bytes or more; unset, a random key is made once and kept in the database
     TOKEN_SECONDS  how long a token is good, in seconds, 200
+    CORS_ORIGINS   the web pages that may use the API, such as https://a.example, https://b.example; * is all; none
     THREADS        how many requests are worked on at once, 4
     LOG_LEVEL      DEBUG, INFO, WARNING or ERROR; INFO writes a line per request on standard output
 
@@ -19,32 +20,35 @@ Every error is JSON of one shape, whatever went wrong: {"error": "a sentence tha
 """
 
 import argparse
+import base64
 import collections
 import contextlib
 import functools
+import hashlib
+import importlib.util
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import time
 from typing import Annotated, Literal
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlencode
 
 import bottle
 import jwt
 import msgspec
 import peewee
-from bottle import HTTPError, HTTPResponse, request, response
+from bottle import HTTPError, HTTPResponse, request, response, static_file
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask, WSGITask
 
 import models
-import seed
-from models import Code, Course, Instructor, Name, Password, User, Username
+from models import Code, Course, Instructor, Name, Password, Text, User, Username
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
 
@@ -54,6 +58,7 @@ class Settings(msgspec.Struct):
     PORT: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 5000
     SECRET_KEY: str = ""
     TOKEN_SECONDS: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 200
+    CORS_ORIGINS: str = ""
     THREADS: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -70,6 +75,10 @@ except msgspec.ValidationError as error:
     sys.exit(f"{explain(error)}; see python course_api.py --help")
 if settings.SECRET_KEY and len(os.fsencode(settings.SECRET_KEY)) < 32:  # RFC 7518 §3.2: HS256's own length
     sys.exit("SECRET_KEY is shorter than 32 bytes; make one with: openssl rand -hex 32")
+ORIGINS = settings.CORS_ORIGINS.lower().replace(",", " ").split()
+for origin in ORIGINS:
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/]+", origin):
+        sys.exit(f"CORS_ORIGINS: {origin} is not like https://example.com")
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -81,28 +90,57 @@ app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route
 # -- Errors ------------------------------------------------------------------------------------------------------------
 
 UNKNOWN_CODE = "Course code is not found in the courses"
+CHANGED = "the course has changed since; GET it again, and send its new ETag in If-Match"
 
 
 def answer_error(error):
-    """Answer any error, Bottle's own too, in the one shape; headers that came with it, such as Allow, stay."""
-    return msgspec.json.encode({"error": error.body})
+    """Answer any error, Bottle's own too, in the one shape; headers that came with it stay."""
+    if error.status_code == 405:
+        allowed = {"OPTIONS", *error.headers["Allow"].split(",")}
+        response.set_header("Allow", ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set()))))
+        if request.method == "OPTIONS":
+            response.status = 204
+            return b""
+    return msgspec.json.encode(error.body if isinstance(error.body, dict) else {"error": error.body})
 
 
 app.default_error_handler = answer_error
 
 
 @app.install
-def answer_503(callback):
-    """Answer 503 where the database is out of reach, locked or full (RFC 9110 §15.6.4)."""
+def answer_fault(callback):
+    """Answer 503 where the database is out of reach, locked or full (RFC 9110 §15.6.4), and 500 for any other fault."""
 
     def guarded(**arguments):
         try:
             return callback(**arguments)
+        except HTTPResponse:
+            raise
         except (peewee.OperationalError, peewee.InterfaceError) as error:
             log.error("the database does not answer: %s", error)
             raise HTTPError(503, "the database does not answer, try again soon", retry_after="1") from None
+        except Exception:
+            log.exception("a fault of the API itself")
+            raise HTTPError(500, "Internal Server Error") from None
 
     return guarded
+
+
+def allow_origin():
+    """Let the pages of ORIGINS use the API, in every answer (the Fetch standard, §3.2: CORS)."""
+    response.set_header("Vary", "Accept, Origin")
+    origin = request.environ.get("HTTP_ORIGIN", "")
+    if origin in ORIGINS or (origin and "*" in ORIGINS):
+        response.set_header("Access-Control-Allow-Origin", origin)
+        response.set_header("Access-Control-Expose-Headers", "ETag, Link, Location, X-Total-Count, WWW-Authenticate")
+        if request.method == "OPTIONS":
+            response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
+            response.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, If-Match, If-None-Match")
+            response.set_header("Access-Control-Max-Age", "600")  # seconds
+
+
+if ORIGINS:
+    app.add_hook("after_request", allow_origin)
 
 
 @app.hook("before_request")
@@ -118,6 +156,10 @@ def refuse_garbled_path():
 MAX_BODY = 16 * 1024 * 1024  # bytes
 BOTH = "Course name and instructor's name must be provided"
 EITHER = "Course name or instructor's name must be provided"
+LIST_PARAMETERS = (
+    "the parameters are q, instructor, sort (id, code, name or instructor, with - in front for descending), "
+    "limit (1 to 1000), offset (0 or more), after (as in the link to the next page) and token, each once"
+)
 
 
 class Login(msgspec.Struct):
@@ -134,8 +176,43 @@ class NewCourse(Change):
     code: Code = None
 
 
-DECODERS = {
-    kind: msgspec.json.Decoder(kind, dec_hook=lambda field, value: field(value)) for kind in (Login, Change, NewCourse)
+class Q(Text):
+    pass
+
+
+class After(Text):
+    limit, rule = 150, "as in the link to the next page"
+    refused = re.compile(Text.refused.pattern + r"|^(?!\d{1,18}:)", re.ASCII)
+
+
+class ListParameters(msgspec.Struct, forbid_unknown_fields=True):
+    q: Q = ""
+    instructor: Instructor = ""
+    sort: Literal["id", "code", "name", "instructor", "-id", "-code", "-name", "-instructor"] = "id"
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 0
+    offset: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = 0
+    after: After = ""
+    token: str = ""
+
+
+def make_field(kind, value):
+    return kind(value)
+
+
+def read_form(text):
+    """Return a Login from a form (RFC 6749 §4.3.2); raise ValueError where it is none."""
+    fields = dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=20))
+    return msgspec.convert(fields, Login, dec_hook=make_field)
+
+
+def json_reader(kind):
+    return msgspec.json.Decoder(kind, dec_hook=make_field).decode
+
+
+READERS = {  # what is read, from which types of content, and how
+    Login: {"application/json": json_reader(Login), "application/x-www-form-urlencoded": read_form},
+    Change: {"application/json": json_reader(Change)},
+    NewCourse: {"application/json": json_reader(NewCourse | list), "text/csv": models.read_csv},
 }
 
 
@@ -156,16 +233,40 @@ def read_body():
     return body
 
 
-def read_json(kind):
-    """Return the request's JSON body as a `kind`; raise 400 or 415 with what to mend."""
-    if request.content_type.partition(";")[0].strip() != "application/json":
-        raise HTTPError(415, "send JSON, with the header Content-Type: application/json")
+def read_input(kind):
+    """Return the request's body as a `kind`, or where it has many as a list; raise 400 or 415 with what to mend."""
+    readers, content_type = READERS[kind], request.content_type.partition(";")[0].strip()
+    if content_type not in readers:
+        raise HTTPError(415, f"send the header Content-Type: {' or '.join(readers)}, and the body in that form")
     try:
-        return DECODERS[kind].decode(read_body().decode())
+        return readers[content_type](read_body().decode("utf-8-sig"))
     except msgspec.ValidationError as error:
         raise HTTPError(400, explain(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise HTTPError(400, f"the body is not JSON: {error}") from None
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise HTTPError(400, f"the body is not {content_type}: {error}") from None
+
+
+def read_parameters():
+    """Return what a list is asked for, as sent and as ListParameters; raise 400 for what is not known or not good."""
+    if not request.environ.get("QUERY_STRING"):
+        return {}, ListParameters()
+    try:
+        sent = request.query.decode()
+        require(len(sent) == len(list(sent.allitems())), LIST_PARAMETERS)
+        return dict(sent), msgspec.convert(dict(sent), ListParameters, strict=False, dec_hook=make_field)
+    except msgspec.ValidationError as error:
+        raise HTTPError(400, f"{explain(error)}; {LIST_PARAMETERS}") from None
+    except UnicodeDecodeError:
+        raise HTTPError(400, "the query must be percent-encoded UTF-8") from None
+
+
+def asks_for(media_type, rather_than):
+    """Return whether Accept names a media type and rates it no lower than another (RFC 9110 §12.5.1)."""
+    accept = request.environ.get("HTTP_ACCEPT", "").lower()
+    if media_type not in accept:
+        return False
+    rates = dict(re.findall(r"([^\s,;]+)\s*(?:;[^,]*?\bq=(\d(?:\.\d{0,3})?))?[^,]*", accept))
+    return float(rates.get(media_type) or 1) >= max(float(rates.get(rather_than, "0") or 1), 0.001)
 
 
 # -- Tokens ------------------------------------------------------------------------------------------------------------
@@ -245,13 +346,18 @@ app.install(JWTPlugin())
 
 @app.post("/login", public=True)
 def log_in():
-    """Trade a name and a password for a token, which is the whole body."""
-    login = read_json(Login)
+    """Trade a name and a password for a token, which is the whole body, or in JSON where Accept asks for it."""
+    login = read_input(Login)
     require(login.username and login.password, "username and password must be provided")
     require(User.match_user(login.username, login.password), "username or password is not correct")
-    response.content_type = "text/plain"
+    token = make_token(login.username)
     response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
-    return make_token(login.username)
+    if asks_for("application/json", rather_than="text/plain"):
+        return msgspec.json.encode(
+            {"access_token": token, "token_type": "Bearer", "expires_in": settings.TOKEN_SECONDS}
+        )
+    response.content_type = "text/plain"
+    return token
 
 
 # -- Routes: courses ---------------------------------------------------------------------------------------------------
@@ -262,10 +368,64 @@ def location(code):
     return "/courses/" + quote(code, safe="!$&'()*+,;=:@")
 
 
+def make_etag(body):
+    """Return the strong validator of a body (RFC 9110 §8.8.1)."""
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+
+def matches(condition, etag):
+    """Return whether If-Match or If-None-Match names an ETag, or any with `*`."""
+    return condition.strip() == "*" or etag in re.findall(r'(?:W/)?"[^"]*"', condition)
+
+
+def answer(body):
+    """Answer with a body and its ETag, or 304 where the client has it already (RFC 9110 §13.1.2)."""
+    etag = make_etag(body)
+    response.set_header("ETag", etag)
+    condition = request.environ.get("HTTP_IF_NONE_MATCH")
+    if condition and matches(condition.replace("W/", ""), etag):
+        response.status = 304
+        return b""
+    return body
+
+
+def expected(code):
+    """Return the course that If-Match names, or None without that header; raise 412 where it has changed.
+
+    The write then asks for the course to be as it is here, so nothing can come between (RFC 9110 §13.1.1).
+    """
+    condition = request.environ.get("HTTP_IF_MATCH")
+    course = None if condition is None else Course.get_json(code)
+    if course and not matches(condition, make_etag(course)):
+        raise HTTPError(412, CHANGED)
+    return course and msgspec.json.decode(course)
+
+
+def link(sent, page, limit, offset):
+    """Return the Link header of a page: the first, the previous, the next and the last one (RFC 8288)."""
+    last = max(page.total - 1, 0) // limit * limit
+    changes = {"first": {"offset": 0}, "last": {"offset": last}}
+    if offset:
+        changes["prev"] = {"offset": max(min(offset - limit, last), 0)}
+    if page.cursor:
+        changes["next"] = {"offset": offset + limit, "after": page.cursor}
+    kept = {name: value for name, value in sent.items() if name != "after"}
+    return ", ".join(f'</courses?{urlencode(kept | change)}>; rel="{name}"' for name, change in changes.items())
+
+
 @app.get(["/courses", "/courses/"])
 def list_courses():
-    """Answer every course, in the order they were added."""
-    return Course.get_all_json()
+    """Answer the courses that the query asks for, by default every one in the order they were added."""
+    sent, asked = read_parameters()
+    page = Course.get_page(asked.q, asked.instructor, asked.sort, asked.limit, asked.offset, asked.after)
+    response.set_header("X-Total-Count", str(page.total))
+    response.set_header("Vary", "Accept")
+    if asked.limit:
+        response.set_header("Link", link(sent, page, asked.limit, asked.offset))
+    if asks_for("text/csv", rather_than="application/json"):
+        response.content_type = "text/csv; charset=utf-8; header=present"
+        return answer(models.make_csv(page.courses))
+    return answer(b'{"courses": %b}' % page.courses)
 
 
 @app.get("/courses/<code>")
@@ -274,33 +434,48 @@ def get_course(code):
     course = Course.get_json(code)
     if not course:
         raise HTTPError(404, UNKNOWN_CODE)
-    return course
+    return answer(course)
 
 
 @app.post("/courses")
 def add_course():
-    """Add a course."""
-    new = read_json(NewCourse)
+    """Add a course, or many, all or none, from a JSON array or CSV."""
+    new = read_input(NewCourse)
+    if isinstance(new, list):
+        return add_courses(new)
     require(new.code, Code.missing)
     require(new.name and new.instructor, BOTH)
     try:
         Course.add_course(new.code, new.instructor, new.name)
     except peewee.IntegrityError:
         raise HTTPError(409, f"Course code {new.code} is in the courses already") from None
-    return HTTPResponse(status=201, location=location(new.code))
+    return HTTPResponse(status=201, location=location(new.code), content_type="text/plain")
+
+
+def add_courses(rows):
+    """Answer an upload of courses with their number, or with the first hundred bad rows."""
+    try:
+        created = Course.add_courses(rows)
+    except models.UploadError as error:
+        more = f"; the first 100 follow, and there are {len(error.rows) - 100} more" if len(error.rows) > 100 else ""
+        named = [{"row": number, "error": message} for number, message in error.rows[:100]]
+        raise HTTPError(409 if error.conflict else 400, {"error": f"{error}{more}", "rows": named}) from None
+    response.status = 201
+    return msgspec.json.encode({"created": created})
 
 
 def update(code, change):
     """Answer a change of a course."""
-    if not Course.update_course(code, change.instructor, change.name):
-        raise HTTPError(404, UNKNOWN_CODE)
+    old = expected(code)
+    if not Course.update_course(code, change.instructor, change.name, old):
+        raise HTTPError(412, CHANGED) if old else HTTPError(404, UNKNOWN_CODE)
     return HTTPResponse(status=204, location=location(code))
 
 
 @app.put("/courses/<code>")
 def replace_course(code):
     """Set the name and the instructor of a course."""
-    change = read_json(Change)
+    change = read_input(Change)
     require(change.name and change.instructor, BOTH)
     return update(code, change)
 
@@ -308,7 +483,7 @@ def replace_course(code):
 @app.patch("/courses/<code>")
 def change_course(code):
     """Set the name or the instructor of a course, or both."""
-    change = read_json(Change)
+    change = read_input(Change)
     require(change.name or change.instructor, EITHER)
     return update(code, change)
 
@@ -316,11 +491,30 @@ def change_course(code):
 @app.delete("/courses/<code>")
 def delete_course(code):
     """Delete a course."""
-    require(Course.delete_course(code), UNKNOWN_CODE)
+    old = expected(code)
+    if not Course.delete_course(code, old):
+        raise HTTPError(412, CHANGED) if old else HTTPError(400, UNKNOWN_CODE)
     return HTTPResponse(status=204, location="/courses/")
 
 
-# -- Routes: health ----------------------------------------------------------------------------------------------------
+# -- Routes: health and documents --------------------------------------------------------------------------------------
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SWAGGER = importlib.util.find_spec("offapi").submodule_search_locations[0]  # not imported: it would read 9 MB
+START = 'SwaggerUIBundle({url: "openapi.yaml", dom_id: "#docs", validatorUrl: null})'
+DOCS = f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Course API</title>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="docs/swagger_style.css"></head>
+<body><div id="docs"></div><script src="docs/swagger_bundle.js"></script><script>{START}</script></body>
+</html>
+"""
+DOCS_POLICY = (  # Content Security Policy, level 3
+    "default-src 'none'; connect-src 'self'; img-src 'self' data:; style-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; script-src 'self' 'sha256-"
+    + base64.b64encode(hashlib.sha256(START.encode()).digest()).decode()
+    + "'"
+)
 
 
 @app.get("/health", public=True)
@@ -328,6 +522,32 @@ def get_health():
     """Answer whether the database answers."""
     models.check_health()
     return '{"status": "ok"}'
+
+
+@app.get("/openapi.yaml", public=True)
+def get_openapi():
+    """Answer the description of this API."""
+    return static_file("openapi.yaml", HERE, mimetype="application/yaml", etag=False)  # RFC 9512
+
+
+@app.get("/", public=True)
+def go_to_docs():
+    """Lead to the page of this API."""
+    return HTTPResponse(status=302, location="/docs")
+
+
+@app.get("/docs", public=True)
+def get_docs():
+    """Answer the page of this API, to read and to try it."""
+    response.content_type = "text/html; charset=utf-8"
+    response.set_header("Content-Security-Policy", DOCS_POLICY)
+    return DOCS
+
+
+@app.get("/docs/<name:re:swagger_(bundle\\.js|style\\.css)>", public=True)
+def get_docs_file(name):
+    """Answer a file of that page."""
+    return static_file(name, SWAGGER, etag=False)
 
 
 # -- The server --------------------------------------------------------------------------------------------------------
@@ -518,6 +738,8 @@ def prepare():
     """Make ready what the app needs of the database; return whether it has a user."""
     models.prepare()
     if models.IN_MEMORY:
+        import seed  # only here, for a quick start: it brings the progress bar
+
         seed.add_dummy_data()
     signing_key()
     has_users = User.select().exists()

@@ -110,7 +110,6 @@ def test_a_code_of_white_space_is_no_code(client):
 NOT_OBJECTS = {
     "empty": b"",
     "white space": b" \n",
-    "array": b"[]",
     "string": b'"CSE225"',
     "null": b"null",
     "number": b"5",
@@ -202,7 +201,7 @@ def test_a_token_is_not_to_be_cached(stranger):
 # -- Paths, methods, faults --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/", "/course", "/courses/CSE115/x", "/login/", "//courses", "/courses/a%2Fb"])
+@pytest.mark.parametrize("path", ["/course", "/courses/CSE115/x", "/login/", "//courses", "/courses/a%2Fb"])
 def test_an_unknown_path_is_not_found(client, path):
     client.get(path, status=404)
 
@@ -210,15 +209,15 @@ def test_an_unknown_path_is_not_found(client, path):
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/courses", {"GET", "POST"}),
-        ("POST", "/courses/CSE115", {"GET", "PUT", "PATCH", "DELETE"}),
-        ("GET", "/login", {"POST"}),
-        ("POST", "/health", {"GET"}),
+        ("DELETE", "/courses", "GET, HEAD, OPTIONS, POST"),
+        ("POST", "/courses/CSE115", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
+        ("GET", "/login", "OPTIONS, POST"),
+        ("HEAD", "/login", "OPTIONS, POST"),
+        ("POST", "/health", "GET, HEAD, OPTIONS"),
     ],
 )
 def test_a_wrong_method_is_answered_with_the_right_ones(stranger, method, path, allowed):
-    answer = stranger.request(path, method=method, status=405)
-    assert set(answer.headers["Allow"].split(",")) == allowed
+    assert stranger.request(path, method=method, status=405).headers["Allow"] == allowed
 
 
 def test_a_path_that_is_not_utf8_reaches_no_course(client):
@@ -234,7 +233,7 @@ def test_an_odd_code_in_the_path_is_an_unknown_code(client, code):
 
 
 def test_a_fault_shows_no_traceback(client, monkeypatch):
-    monkeypatch.setattr(models.Course, "get_all_json", lambda: 1 / 0)
+    monkeypatch.setattr(models.Course, "get_page", lambda *_: 1 / 0)
     answer = client.get("/courses", status=500, expect_errors=True)
     assert answer.json == {"error": "Internal Server Error"}
 
@@ -259,7 +258,5 @@ def test_head_answers_like_get_without_a_body(client):
     assert (answer.body, answer.content_length) == (b"", client.get("/courses/CSE115").content_length)
 
 
-def test_every_answer_says_it_is_json(client):
-    assert client.get("/courses").content_type == "application/json"
-    assert client.post_json("/courses", NEW).content_type == "application/json"
+def test_an_answer_is_json_if_it_says_nothing_else():
     assert bottle.Response.default_content_type == "application/json"
