@@ -3,14 +3,15 @@
     python benchmarks/bench.py compare [--rounds N] [--seconds S]    requests/s, p99, memory, start-up; results.svg
     python benchmarks/bench.py growth                                1,000 to 1,000,000 courses; growth.svg
 
-In each round each server is started anew as its users start it, on a copy of the same 1,000 courses, in a random order,
-and loaded by wrk over 16 connections. Machines are noisy, so what is quoted is the median of the rounds' ratios.
+In each round each server is started anew as its users start it, on copies of the same courses, in a random order, and
+loaded by wrk over 16 connections. Machines are noisy, so what is quoted is the median of the rounds' ratios.
 """
 
 import argparse
 import datetime
 import http.client
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -43,45 +44,55 @@ SERVERS = {  # what starts each; it finds PORT, DATABASE_URL and SECRET_KEY in i
     "FastAPI, SQLModel": [sys.executable, HERE / "fastapi_sqlmodel.py"],
     "Fastify": ["node", HERE / "fastify.mjs"],
 }
-WORKS = {  # the path, and the script that makes wrk's requests where they differ from each other
-    "one course": ("/", "get.lua"),
-    "list of 1,000": ("/courses", None),
-    "POST": ("/courses", "post.lua"),
+WORKS = {  # the path, the script that makes wrk's requests where they differ from each other, and how many courses
+    "one course": ("/", "get.lua", 1_000),
+    "list of 1,000": ("/courses", None, 1_000),
+    "POST": ("/courses", "post.lua", 1_000),
+    "page of 50 of 100,000": ("/courses", "page.lua", 100_000),
 }
 CONNECTIONS = 16
+PORTS = itertools.count(5600)  # each server has its own
+
+SIZES = [1_000, 10_000, 100_000, 1_000_000]
+READS = {  # what is timed on each of these
+    "full list, ms": "/courses",
+    "first page, ms": "/courses?limit=50",
+    "deepest page, ms": "/courses?limit=50&offset={deepest}",
+    "search, ms": "/courses?q=subject+777&limit=50",
+}
+PANELS = {  # what growth.svg shows
+    "one course, requests/s": ["one course, requests/s"],
+    "a list, ms": list(READS),
+    "import, s": ["import, s"],
+    "memory, MiB": ["answer, MiB", "most, MiB"],
+}
 
 
 def make_database(folder, courses):
-    """Make a database of so many courses, through the project's own models; return its path."""
-    path = folder / f"{courses}.db"
-    program = (
-        "import models\n"
-        "models.prepare()\n"
-        f"numbers = range({courses})\n"
-        "rows = [(f'C{n}', f'Introduction to subject {n}', f'Instructor {n % 1000}') for n in numbers]\n"
-        "fields = [models.Course.code, models.Course.name, models.Course.instructor]\n"
-        "with models.database.atomic():\n"
-        "    for start in range(0, len(rows), 10_000):\n"
-        "        models.Course.insert_many(rows[start : start + 10_000], fields).execute()\n"
-    )
-    environment = os.environ | {"DATABASE_URL": f"sqlite:///{path}", "PYTHONPATH": str(HERE.parent)}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-    return path
+    """Make a database of so many courses, with the project's own import; return its path, and the seconds that took."""
+    path, file = pathlib.Path(folder, f"{courses}.db"), pathlib.Path(folder, f"{courses}.csv")
+    lines = (f"C{n},Introduction to subject {n},Instructor {n % 1000}\n" for n in range(courses))
+    file.write_text("code,name,instructor\n" + "".join(lines))
+    command = [sys.executable, HERE.parent / "seed.py", "import", file]
+    environment = os.environ | {"DATABASE_URL": f"sqlite:///{path}"}
+    started = time.monotonic()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return path, time.monotonic() - started
 
 
 class Server:
     """One server, started on a copy of a database; `start_seconds` is the time to its first answer."""
 
-    def __init__(self, name, database, port):
+    def __init__(self, name, database):
         self.folder = tempfile.TemporaryDirectory()
         shutil.copy(database, self.folder.name)
-        self.port = port
+        self.courses, self.port = database.stem, next(PORTS)
         now = int(time.time())
         token = jwt.encode({"sub": "bench", "iat": now, "exp": now + 86400}, KEY, algorithm="HS256")
         self.headers = {"Authorization": f"Bearer {token}"}
         environment = os.environ | {
-            "PORT": str(port),
-            "GRANIAN_PORT": str(port),  # its host is 127.0.0.1 by itself
+            "PORT": str(self.port),
+            "GRANIAN_PORT": str(self.port),  # its host is 127.0.0.1 by itself
             "DATABASE_URL": f"sqlite:///{self.folder.name}/{database.name}",
             "SECRET_KEY": KEY,
             "PYTHONWARNINGS": "ignore",
@@ -92,10 +103,8 @@ class Server:
         )
         while True:
             try:
-                status, _, _ = self.get("/courses/C500")
-                if status == 200:
-                    break
-                raise RuntimeError(f"{name} answers {status}")
+                self.get("/courses/C500")
+                break
             except OSError:
                 if self.process.poll() is not None or time.monotonic() - started > 30:
                     raise RuntimeError(f"{name} does not start") from None
@@ -115,7 +124,7 @@ class Server:
         self.folder.cleanup()
 
     def get(self, path):
-        """Return the status of an answer, its size in bytes, and how many seconds it took."""
+        """Return the size of an answer in bytes, and how many seconds it took; raise RuntimeError for an error."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         started = time.monotonic()
         connection.request("GET", path, headers=self.headers)
@@ -125,24 +134,26 @@ class Server:
             size += len(part)
         seconds = time.monotonic() - started
         connection.close()
-        return answer.status, size, seconds
+        if answer.status != 200:
+            raise RuntimeError(f"{path} is answered with {answer.status}")
+        return size, seconds
 
     def processes(self):
         return [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
 
     def memory(self, key="VmRSS"):
-        """Return the resident memory of the server with its children, in bytes; VmHWM is the most it had."""
+        """Return the resident memory of the server with its children, in MiB; VmHWM is the most it had."""
         status = "".join(pathlib.Path(f"/proc/{process.pid}/status").read_text() for process in self.processes())
-        return sum(int(kilobytes) * 1024 for kilobytes in re.findall(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE))
+        return sum(int(kilobytes) for kilobytes in re.findall(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)) / 1024
 
-    def load(self, work, seconds, courses=1000, run=""):
+    def load(self, work, seconds, run=""):
         """Load the server with wrk; return requests per second and the 99th percentile of latency, in ms."""
-        path, script = WORKS[work]
+        path, script, _ = WORKS[work]
         command = ["wrk", "--threads", "1", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s", "--latency"]
         command += ["--header", f"Authorization: {self.headers['Authorization']}"]
         command += ["--script", HERE / script] if script else []
         command += [f"http://127.0.0.1:{self.port}{path}"]
-        environment = os.environ | {"RUN": run, "COURSES": str(courses)}
+        environment = os.environ | {"RUN": run, "COURSES": self.courses}
         output = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
         if "Non-2xx" in output or "Requests/sec" not in output:
             raise RuntimeError(f"{work}: {output}")
@@ -153,24 +164,38 @@ class Server:
 
 def compare(rounds, seconds):
     """Measure every server in every round; print and draw the medians."""
-    names = [name for name, command in SERVERS.items() if shutil.which(str(command[0]))]
-    figures = {name: {} for name in names}
+    figures = {name: {} for name, command in SERVERS.items() if shutil.which(str(command[0]))}
     with tempfile.TemporaryDirectory() as folder:
-        database = make_database(pathlib.Path(folder), 1000)
+        sizes = sorted({courses for _, _, courses in WORKS.values()})
+        databases = {courses: make_database(folder, courses)[0] for courses in sizes}
         for number in range(rounds):
-            for name in random.sample(names, len(names)):
-                with Server(name, database, 5600 + len(names) * number + names.index(name)) as server:
-                    idle = server.memory() / 2**20
-                    rows = {"start, ms": server.start_seconds * 1000, "idle, MiB": idle}
-                    for work in ["one course"] if name == "floor" else WORKS:
-                        rows[work], rows[f"{work}, p99 ms"] = server.load(work, seconds, run=f"r{number}")
-                    rows["loaded, MiB"] = server.memory() / 2**20
-                for figure, value in rows.items():
-                    figures[name].setdefault(figure, []).append(value)
+            for name in random.sample(list(figures), len(figures)):
+                note(figures[name], measure(name, databases, seconds, f"r{number}"))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     print(describe())
-    print_table(names, figures)
-    draw(names, figures)
+    print_medians("server", figures)
+    print_ratios(figures)
+    draw(figures)
+
+
+def measure(name, databases, seconds, run):
+    """Start a server on each database in turn, and load it with the works for that one; return the figures."""
+    row = {}
+    for courses, database in databases.items():
+        with Server(name, database) as server:
+            row.setdefault("start, ms", server.start_seconds * 1000)
+            row.setdefault("idle, MiB", server.memory())
+            for work, (_, _, wanted) in WORKS.items():
+                if wanted == courses and (work == "one course" or name != "floor"):
+                    row[work], row[f"{work}, p99 ms"] = server.load(work, seconds, run)
+            row["loaded, MiB"] = max(row.pop("loaded, MiB", 0), server.memory())
+    return row
+
+
+def note(figures, row):
+    """Add a row of figures to those of the rounds before."""
+    for figure, value in row.items():
+        figures.setdefault(figure, []).append(value)
 
 
 def ratio(figures, work, name, other):
@@ -179,19 +204,23 @@ def ratio(figures, work, name, other):
     return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
-def print_table(names, figures):
-    columns = list(figures["course_api"])
-    print("| server | " + " | ".join(columns) + " |")
+def print_medians(head, figures):
+    """Print the median of each figure, to three digits or more."""
+    columns = max(figures.values(), key=len)  # the floor has fewer
+    print(f"| {head} | " + " | ".join(columns) + " |")
     print("|---|" + "---:|" * len(columns))
-    for name in names:
-        medians = [statistics.median(figures[name][column]) if column in figures[name] else None for column in columns]
-        cells = ["" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in medians]
+    for name, values in figures.items():
+        medians = [statistics.median(values[column]) if column in values else None for column in columns]
+        cells = ["" if value is None else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}" for value in medians]
         print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def print_ratios(figures):
     print("\n| ratio | " + " | ".join(WORKS) + " |")
     print("|---|" + "---:|" * len(WORKS))
     for name in ("course_api", "course_api, granian"):
-        for other in names:
-            if name in names and other not in ("course_api", "course_api, granian"):
+        for other in figures:
+            if name in figures and other not in ("course_api", "course_api, granian"):
                 ratios = [f"{ratio(figures, w, name, other):.2f}" if w in figures[other] else "" for w in WORKS]
                 print(f"| {name} / {other} | " + " | ".join(ratios) + " |")
 
@@ -204,11 +233,11 @@ def describe():
     return f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}\n"
 
 
-def draw(names, figures):
+def draw(figures):
     """Draw requests per second, a panel for each work."""
-    shown, axes = pyplot.subplots(1, len(WORKS), figsize=(11, 2.8), layout="constrained")
-    for axis, work in zip(axes, WORKS, strict=True):
-        rates = {name: statistics.median(figures[name][work]) for name in names if work in figures[name]}
+    shown, axes = pyplot.subplots(2, 2, figsize=(9, 5), layout="constrained")
+    for axis, work in zip(axes.flat, WORKS, strict=True):
+        rates = {name: statistics.median(values[work]) for name, values in figures.items() if work in values}
         colours = ["#1b6ca8" if name.startswith("course_api") else "#b8c4ce" for name in rates]
         bars = axis.barh(list(rates), list(rates.values()), color=colours)
         axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
@@ -223,44 +252,44 @@ def draw(names, figures):
 
 
 def growth():
-    """Measure one course, the full list, and memory on ever larger catalogues; print and draw them."""
-    sizes, rows = [1_000, 10_000, 100_000, 1_000_000], []
-    with tempfile.TemporaryDirectory() as folder:
-        databases = {size: make_database(pathlib.Path(folder), size) for size in sizes}
-        ones = {size: [] for size in sizes}
-        for number in range(5):  # interleaved, so that the sizes share the machine's good and bad times
-            for size in sizes:
-                with Server("course_api", databases[size], 5700 + number * len(sizes) + sizes.index(size)) as server:
-                    ones[size].append(server.load("one course", 2, size)[0])
-        for index, size in enumerate(sizes):
-            with Server("course_api", databases[size], 5800 + index) as server:
-                idle = server.memory()
-                answers = [server.get("/courses") for _ in range(3)]
-                most = server.memory("VmHWM")
-            answer = answers[0][1]
-            seconds = statistics.median(seconds for _, _, seconds in answers)
-            rates = ones[size]
-            slower = statistics.median(first / rate for first, rate in zip(ones[sizes[0]], rates, strict=True))
-            rows.append((size, statistics.median(rates), slower, seconds, answer, idle, most))
+    """Measure the API on ever larger catalogues; print and draw the medians."""
+    figures = {f"{size:,}": {} for size in SIZES}
+    for number in range(5):  # interleaved, so that the sizes share the machine's good and bad times
+        for size, values in zip(SIZES, figures.values(), strict=True):
+            note(values, measure_size(size))
+        print(f"round {number + 1} of 5", file=sys.stderr, flush=True)
+    for size, values in figures.items():
+        values["cost of one"] = [ratio(figures, "one course, requests/s", f"{SIZES[0]:,}", size)]
     print(describe())
-    print("| courses | one course, requests/s | cost of one | full list, ms | answer, MiB | idle, MiB | most, MiB |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
-    for size, rate, slower, seconds, answer, idle, most in rows:
-        mib = [f"{value / 2**20:.1f}" for value in (answer, idle, most)]
-        print(f"| {size:,} | {rate:,.0f} | {slower:.2f} | {seconds * 1000:,.1f} | " + " | ".join(mib) + " |")
-    shown, axes = pyplot.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
-    axes[0].plot(sizes, [row[1] for row in rows], "o-")
-    axes[0].set(title="one course, requests/s", ylim=(0, 1.2 * max(row[1] for row in rows)))
-    axes[1].loglog(sizes, [row[3] * 1000 for row in rows], "o-")
-    axes[1].set(title="full list, ms")
-    axes[2].loglog(sizes, [row[4] / 2**20 for row in rows], "o-", label="the answer")
-    axes[2].loglog(sizes, [row[6] / 2**20 for row in rows], "o-", label="most resident memory")
-    axes[2].set(title="memory of the full list, MiB")
-    axes[2].legend(fontsize=8)
-    for axis in axes:
-        axis.set(xscale="log", xlabel="courses")
+    print_medians("courses", figures)
+    shown, axes = pyplot.subplots(2, 2, figsize=(9, 5), layout="constrained")
+    for axis, (title, columns) in zip(axes.flat, PANELS.items(), strict=True):
+        for column in columns:
+            medians = [statistics.median(values[column]) for values in figures.values()]
+            axis.loglog(SIZES, medians, "o-", label=column.partition(",")[0])
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("courses", fontsize=8)
+        axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+        if len(columns) > 1:
+            axis.legend(fontsize=8)
+    axes[0, 0].set(yscale="linear", ylim=(0, 1.2 * axes[0, 0].get_ylim()[1]))
     shown.savefig(HERE / "growth.svg", metadata={"Date": None})
+
+
+def measure_size(courses):
+    """Import so many courses, start the API on them, and return the figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        database, import_seconds = make_database(folder, courses)
+        with Server("course_api", database) as server:
+            idle = server.memory()
+            row = {"one course, requests/s": server.load("one course", 2)[0]}
+            for figure, path in READS.items():
+                answers = [server.get(path.format(deepest=courses - 50)) for _ in range(3)]
+                row[figure] = statistics.median(seconds for _, seconds in answers) * 1000
+            size, _ = server.get("/courses")
+            most = server.memory("VmHWM")
+    return row | {"import, s": import_seconds, "answer, MiB": size / 2**20, "idle, MiB": idle, "most, MiB": most}
 
 
 def main():

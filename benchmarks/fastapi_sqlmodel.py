@@ -8,7 +8,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Response
 from fastapi.security import OAuth2PasswordBearer
 from sqlalchemy import event
-from sqlmodel import Field, Session, SQLModel, create_engine, select
+from sqlmodel import Field, Session, SQLModel, create_engine, func, select
 
 
 class CourseBase(SQLModel):
@@ -57,8 +57,10 @@ UserDep = Annotated[str, Depends(get_user)]
 
 
 @app.get("/courses", response_model=CourseList)
-def get_courses(session: SessionDep, user: UserDep):
-    return {"courses": session.exec(select(Course).order_by(Course.id)).all()}
+def get_courses(session: SessionDep, user: UserDep, response: Response, offset: int = 0, limit: int | None = None):
+    if limit:
+        response.headers["X-Total-Count"] = str(session.exec(select(func.count()).select_from(Course)).one())
+    return {"courses": session.exec(select(Course).order_by(Course.id).offset(offset).limit(limit)).all()}
 
 
 @app.get("/courses/{code}", response_model=CourseRead)

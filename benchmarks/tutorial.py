@@ -50,7 +50,10 @@ def token_required(view):
 @app.get("/courses")
 @token_required
 def get_courses():
-    return jsonify({"courses": [course.json() for course in Course.query.order_by(Course.id)]})
+    limit, offset = request.args.get("limit", type=int), request.args.get("offset", type=int)
+    headers = {"X-Total-Count": db.session.scalar(db.select(db.func.count()).select_from(Course))} if limit else {}
+    courses = db.session.scalars(db.select(Course).order_by(Course.id).limit(limit).offset(offset))
+    return jsonify({"courses": [course.json() for course in courses]}), headers
 
 
 @app.get("/courses/<code>")
