@@ -10,7 +10,7 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin course \
 WORKDIR /app
 COPY requirements.txt .
 RUN pip install --root-user-action=ignore --requirement requirements.txt
-COPY models.py seed.py course_api.py openapi.yaml ./
+COPY models.py seed.py course_api.py docs.html openapi.yaml ./
 RUN python -m compileall -q .
 
 USER 10001:10001

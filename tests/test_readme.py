@@ -28,7 +28,7 @@ def test_the_readme_lists_every_route_and_setting():
 
     for route in course_api.app.routes:
         if route.rule != "/courses/":  # the list too, for who follows the Location of a DELETE
-            assert f"`{route.method} {route.rule}`" in re.sub(r"` with [^|]*", "`", README)
+            assert f"`{route.method} {route.rule.partition('<name')[0]}`" in README
     for name in [*course_api.Settings.__struct_fields__, "DATABASE_URL"]:
         assert f"| `{name}` |" in README
         assert f"    {name} " in course_api.__doc__
