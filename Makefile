@@ -11,6 +11,15 @@ run: .venv/ready  ## fill in the dummy data and serve on http://127.0.0.1:5000
 test: .venv/ready-dev  ## run the tests
 	$(BIN)/python -m pytest
 
+fuzz: .venv/ready-dev  ## try tens of thousands of made-up requests
+	$(BIN)/python tests/fuzz.py
+
+torture: .venv/ready-dev  ## kill, fill, lock and overload the API, for about ten minutes
+	$(BIN)/python tests/torture.py
+
+audit: .venv/ready-dev  ## look the dependencies up among the known vulnerabilities
+	$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip
+
 lint: .venv/ready-dev  ## check style and common faults
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +45,4 @@ clean:  ## remove the virtual environment and caches, not the database
 	if command -v npm; then npm install --prefix benchmarks --no-package-lock --no-audit --no-fund; fi
 	touch $@
 
-.PHONY: help run test lint bench clean
+.PHONY: help run test fuzz torture audit lint bench clean

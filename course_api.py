@@ -12,8 +12,11 @@ Settings are environment variables, read once at start; a bad value stops the st
     DATABASE_URL   the database, sqlite:///courses.db; sqlite:///:memory: keeps nothing on disk
     SECRET_KEY     signs the tokens, 32 bytes or more; unset, a random key is made once and kept in the database
     TOKEN_SECONDS  how long a token is good, in seconds, 200
+    LOGIN_LIMIT    wrong passwords for one name from one address, ten times as many for all names, 5/5minutes
+    LIMIT_STORAGE  where those are counted, memory://; redis://host:6379 for several processes
+    TRUSTED_PROXY  the address of the proxy whose X-Forwarded-For is believed, or * for any; none
     CORS_ORIGINS   the web pages that may use the API, such as https://a.example, https://b.example; * is all; none
-    THREADS        how many requests are worked on at once, 4
+    THREADS        how many requests are worked on at once, beside up to 16 logins, 4
     LOG_LEVEL      DEBUG, INFO, WARNING or ERROR; INFO writes a line per request on standard output
 
 Every error is JSON of one shape, whatever went wrong: {"error": "a sentence that says what to mend"}
@@ -25,7 +28,9 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import ipaddress
 import logging
+import math
 import os
 import re
 import signal
@@ -38,11 +43,13 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import bottle
 import jwt
+import limits
 import msgspec
 import peewee
 from bottle import HTTPError, HTTPResponse, request, response, static_file
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.proxy_headers import proxy_headers_middleware
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask, WSGITask
 
@@ -57,6 +64,9 @@ class Settings(msgspec.Struct):
     PORT: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 5000
     SECRET_KEY: str = ""
     TOKEN_SECONDS: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 200
+    LOGIN_LIMIT: str = "5/5minutes"
+    LIMIT_STORAGE: str = "memory://"
+    TRUSTED_PROXY: str = ""
     CORS_ORIGINS: str = ""
     THREADS: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -75,6 +85,19 @@ except msgspec.ValidationError as error:
     sys.exit(f"{explain(error)}; see python course_api.py --help")
 if settings.SECRET_KEY and len(os.fsencode(settings.SECRET_KEY)) < 32:  # RFC 7518 §3.2: HS256's own length
     sys.exit("SECRET_KEY is shorter than 32 bytes; make one with: openssl rand -hex 32")
+try:
+    NAME_LIMIT = limits.parse(settings.LOGIN_LIMIT)
+    ADDRESS_LIMIT = type(NAME_LIMIT)(10 * NAME_LIMIT.amount, NAME_LIMIT.multiples)
+    storage = limits.storage.storage_from_string(
+        settings.LIMIT_STORAGE, wrap_exceptions=True, socket_timeout=2, socket_connect_timeout=2
+    )
+    throttle = limits.strategies.MovingWindowRateLimiter(storage)
+except ValueError:
+    sys.exit(f"LOGIN_LIMIT: {settings.LOGIN_LIMIT} is not like 5/5minutes")
+except (limits.errors.ConfigurationError, NotImplementedError) as error:
+    sys.exit(f"LIMIT_STORAGE is not like memory:// or redis://host:6379, or its driver is not installed: {error}")
+if not re.fullmatch(r"[\da-fA-F.:]*|\*", settings.TRUSTED_PROXY):
+    sys.exit(f"TRUSTED_PROXY: {settings.TRUSTED_PROXY} is not an address, such as 127.0.0.1, nor *")
 ORIGINS = settings.CORS_ORIGINS.lower().replace(",", " ").split()
 for origin in ORIGINS:
     if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/]+", origin):
@@ -86,6 +109,8 @@ log = logging.getLogger("course_api")
 bottle.Response.default_content_type = "application/json"
 app = bottle.Bottle()
 app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route returns its JSON as text
+if settings.TRUSTED_PROXY:
+    app.wsgi = proxy_headers_middleware(app.wsgi, settings.TRUSTED_PROXY, 1, {"x-forwarded-for"}, logger=log)
 
 # -- Errors ------------------------------------------------------------------------------------------------------------
 
@@ -109,21 +134,40 @@ app.default_error_handler = answer_error
 
 @app.install
 def answer_fault(callback):
-    """Answer 503 where the database is out of reach, locked or full (RFC 9110 §15.6.4), and 500 for any other fault."""
+    """Answer 503 where the database is out of reach, locked or full (RFC 9110 §15.6.4), and 500 for any other fault.
+
+    The connection is closed then: the next request opens a new one, and finds the database that is back.
+    """
 
     def guarded(**arguments):
         try:
             return callback(**arguments)
         except HTTPResponse:
             raise
-        except (peewee.OperationalError, peewee.InterfaceError) as error:
-            log.error("the database does not answer: %s", error)
+        except (peewee.DatabaseError, peewee.InterfaceError, limits.errors.StorageError) as error:
+            log.error("the database does not answer: %s", getattr(error, "storage_error", error))
+            models.database.close()
             raise HTTPError(503, "the database does not answer, try again soon", retry_after="1") from None
         except Exception:
             log.exception("a fault of the API itself")
             raise HTTPError(500, "Internal Server Error") from None
 
     return guarded
+
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # an address may have a token in it
+    "Cache-Control": "private, no-cache",  # for the client alone, which asks again with its ETag (RFC 9111 §5.2.2)
+}
+
+
+@app.hook("after_request")
+def add_headers():
+    """Add the HEADERS to an answer that does not have its own."""
+    for name, value in HEADERS.items():
+        if name not in response.headers:
+            response.set_header(name, value)
 
 
 def allow_origin():
@@ -300,7 +344,11 @@ def verify_token(token, key):
 
     What is good is remembered, for its signature never changes. Whether it has expired is asked anew each time.
     """
+    if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII):  # base64url without padding (RFC 7515 §2)
+        raise jwt.DecodeError
     claims = jwt.decode(token, key, algorithms=["HS256"], options={"require": ["sub", "iat", "exp"]})
+    if isinstance(claims["exp"], str) or isinstance(claims["iat"], str):  # numbers (RFC 7519 §2), but PyJWT takes them
+        raise jwt.DecodeError
     return int(claims["exp"])
 
 
@@ -344,13 +392,53 @@ app.install(JWTPlugin())
 
 # -- Routes: login -----------------------------------------------------------------------------------------------------
 
+MOST_LOGINS = 16  # at once; each waits for those before it
+logins, hashing = threading.BoundedSemaphore(MOST_LOGINS), threading.Lock()
+
+
+def get_address():
+    """Return the client's address; of IPv6 the first 64 bits, since a client has all that follow (RFC 6177 §2)."""
+    address = request.environ.get("REMOTE_ADDR", "")
+    return str(ipaddress.ip_network(f"{address}/64", strict=False)) if ":" in address else address
+
+
+def check_throttle(*keys):
+    """Raise 429 where there were too many wrong passwords for the keys, a limit and what it counts for each."""
+    for key in keys:
+        if not throttle.test(*key):
+            seconds = max(1, math.ceil(throttle.get_window_stats(*key).reset_time - time.time()))
+            message = f"there were too many wrong passwords, try again in {seconds} seconds"
+            raise HTTPError(429, message, retry_after=str(seconds))
+
+
+def check_password(username, password):
+    """Raise 400 for a wrong name or password, 429 after too many of them, 503 for too many logins at once.
+
+    One password is hashed at a time, so that the other cores and threads are left to other requests.
+    """
+    address = get_address()
+    keys = ((NAME_LIMIT, address, username), (ADDRESS_LIMIT, address))
+    check_throttle(*keys)
+    if not logins.acquire(blocking=False):
+        raise HTTPError(503, "there are too many logins at once, try again soon", retry_after="1")
+    try:
+        with hashing:
+            check_throttle(*keys)  # another one may have been wrong meanwhile
+            if User.match_user(username, password):
+                return
+            for key in keys:
+                throttle.hit(*key)
+    finally:
+        logins.release()
+    raise HTTPError(400, "username or password is not correct")
+
 
 @app.post("/login", public=True)
 def log_in():
     """Trade a name and a password for a token, which is the whole body, or in JSON where Accept asks for it."""
     login = read_input(Login)
     require(login.username and login.password, "username and password must be provided")
-    require(User.match_user(login.username, login.password), "username or password is not correct")
+    check_password(login.username, login.password)
     token = make_token(login.username)
     response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
     if asks_for("application/json", rather_than="text/plain"):
@@ -601,7 +689,7 @@ class Refusal(Answer, ErrorTask):
         error = self.request.error
         body = msgspec.json.encode({"error": f"{error.reason}: {error.body}"})
         self.status, self.content_length = f"{error.code} {error.reason}", len(body)
-        self.response_headers.append(("Content-Type", "application/json"))
+        self.response_headers += [("Content-Type", "application/json"), *HEADERS.items()]
         self.set_close_on_finish()
         self.channel.refused = True
         self.write(body)
@@ -731,7 +819,10 @@ def prepare():
         import seed  # only here, for a quick start: it brings the progress bar
 
         seed.add_dummy_data()
-    signing_key()
+    try:
+        signing_key()
+    except peewee.PeeweeException as error:
+        sys.exit(f"the database {models.DATABASE_NAME} cannot keep a key: {error}; set SECRET_KEY, or make it writable")
     has_users = User.select().exists()
     models.database.close()  # a server may fork now, and a connection must not be shared
     return has_users
@@ -752,7 +843,7 @@ def main():
         create_server(app, sockets, _dispatcher=loop, host=settings.HOST, port=settings.PORT, **LIMITS)
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.HOST}:{settings.PORT}: {error}; see HOST and PORT")
-    loop.start(settings.THREADS)
+    loop.start(settings.THREADS + MOST_LOGINS)
     url = f"http://{settings.HOST}:{loop.listeners[0].effective_port}"
     print(f"Serving {models.DATABASE_NAME} on {url}; Ctrl-C stops.")
     body = '{"username": "...", "password": "..."}'

@@ -74,6 +74,14 @@ def prepare():
             time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (jitter, not a secret)
 
 
+def backup(path):
+    """Copy the SQLite database to a file while it is in use; raise ValueError for another kind of database."""
+    if not isinstance(database, peewee.SqliteDatabase):
+        raise ValueError("only SQLite is copied; use pg_dump or mysqldump")
+    with contextlib.closing(sqlite3.connect(path)) as copy:
+        database.connection().backup(copy)
+
+
 def check_health():
     """Ask the database for an answer; raise peewee.OperationalError or InterfaceError where there is none."""
     database.execute_sql("SELECT 1").fetchone()

@@ -5,6 +5,7 @@ python seed.py user NAME     add a user, or change the password; it is asked for
 python seed.py import FILE   add the courses of a file, CSV or JSON, all or none; - is standard input
                              --update changes courses that exist, instead of refusing the file
 python seed.py export FILE   write every course to a file, JSON if its name ends so, else CSV; - is standard output
+python seed.py backup FILE   copy the database to a file, whole, while it is in use (SQLite)
 python seed.py random N      add so many made-up courses; --seed NUMBER makes others, the same for the same number
 """
 
@@ -14,6 +15,7 @@ import functools
 import getpass
 import json
 import random
+import sqlite3
 import sys
 
 import peewee
@@ -135,12 +137,13 @@ def make_courses(count, number):
 def main():
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", metavar="user, import, export or random")
+    commands = parser.add_subparsers(dest="command", metavar="user, import, export, backup or random")
     commands.add_parser("user").add_argument("name", metavar="NAME")
     importer = commands.add_parser("import")
     importer.add_argument("file", metavar="FILE")
     importer.add_argument("--update", action="store_true")
-    commands.add_parser("export").add_argument("file", metavar="FILE")
+    for command in ("export", "backup"):
+        commands.add_parser(command).add_argument("file", metavar="FILE")
     randomizer = commands.add_parser("random")
     randomizer.add_argument("count", metavar="N", type=int)
     randomizer.add_argument("--seed", metavar="NUMBER", type=int, default=1)
@@ -154,6 +157,9 @@ def main():
             said = import_courses(given.file, given.update)
         elif given.command == "export":
             said, out = export_courses(given.file), sys.stderr  # the courses may be on standard output
+        elif given.command == "backup":
+            models.backup(given.file)
+            said = f"Copied the database to {given.file}."
         elif given.command == "random":
             added = Course.add_courses(make_courses(given.count, given.seed), watch=progress)
             said = f"Added {added:,} courses."
@@ -162,7 +168,7 @@ def main():
         print(said, file=out)
         courses, users = Course.select().count(), User.select().count()
         print(f"{models.DATABASE_NAME} now has: {courses} courses, {users} users", file=out)
-    except (ValueError, OSError, RecursionError, peewee.PeeweeException) as error:
+    except (ValueError, OSError, RecursionError, sqlite3.Error, peewee.PeeweeException) as error:
         sys.exit(str(error))
 
 

@@ -20,8 +20,8 @@ import webtest
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
 PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")  # a process that ends closes its files
-SETTINGS = ("HOST", "PORT", "DATABASE_URL", "SECRET_KEY", "TOKEN_SECONDS", "CORS_ORIGINS", "THREADS", "LOG_LEVEL")
-for setting in SETTINGS:
+SETTINGS = ("HOST", "PORT", "DATABASE_URL", "SECRET_KEY", "TOKEN_SECONDS", "LOGIN_LIMIT", "LIMIT_STORAGE")
+for setting in (*SETTINGS, "TRUSTED_PROXY", "CORS_ORIGINS", "THREADS", "LOG_LEVEL"):
     os.environ.pop(setting, None)
 os.environ["DATABASE_URL"] = f"sqlite:///{FOLDER.name}/tests.db"
 
@@ -50,6 +50,7 @@ def dummy_user():
 
 @pytest.fixture
 def app():
+    course_api.storage.reset()
     models.Course.delete().execute()
     for code, name, instructor in seed.DUMMY_COURSES:
         models.Course.add_course(code, instructor, name)

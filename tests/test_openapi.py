@@ -100,7 +100,7 @@ def test_the_examples_of_errors_are_what_is_answered(client):
 def test_schemathesis_finds_nothing(start, run, tmp_path):
     """Runs every check of schemathesis, with all that it makes up of openapi.yaml, against a real server."""
     run("seed.py")
-    api = start(TOKEN_SECONDS="1000")
+    api = start(TOKEN_SECONDS="1000", LOGIN_LIMIT="10000/minute")
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", ROOT / "tests/schemathesis.toml", "run"]
     command += [f"{api.url}/openapi.yaml", "--checks", "all", "--max-examples", "40", "--generation-deterministic"]
     environment = os.environ | {"TOKEN": api.log_in(), "PYTHONPATH": str(ROOT / "tests")}
