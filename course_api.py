@@ -198,6 +198,7 @@ def refuse_garbled_path():
 # -- Input validation --------------------------------------------------------------------------------------------------
 
 MAX_BODY = 16 * 1024 * 1024  # bytes
+MAX_ROWS = 400_000  # courses in an upload; such a body has fewer, if it is not made to use up the memory
 BOTH = "Course name and instructor's name must be provided"
 EITHER = "Course name or instructor's name must be provided"
 LIST_PARAMETERS = (
@@ -256,7 +257,10 @@ def json_reader(kind):
 READERS = {  # what is read, from which types of content, and how
     Login: {"application/json": json_reader(Login), "application/x-www-form-urlencoded": read_form},
     Change: {"application/json": json_reader(Change)},
-    NewCourse: {"application/json": json_reader(NewCourse | list), "text/csv": models.read_csv},
+    NewCourse: {
+        "application/json": json_reader(NewCourse | Annotated[list, msgspec.Meta(max_length=MAX_ROWS)]),
+        "text/csv": functools.partial(models.read_csv, most=MAX_ROWS),
+    },
 }
 
 

@@ -14,6 +14,7 @@ import contextlib
 import csv
 import functools
 import io
+import itertools
 import operator
 import os
 import random
@@ -150,7 +151,7 @@ class Code(Text):
 
 FIELDS = ("id", "code", "name", "instructor")
 BATCH = 1000  # courses in one INSERT
-NO_LIMIT = 2**62
+NO_LIMIT = 2**62  # rows
 
 
 class Page(NamedTuple):
@@ -353,15 +354,21 @@ def check_row(row):
     return Code(row.get("code", "")), Name(row.get("name", "")), Instructor(row.get("instructor", ""))
 
 
-def read_csv(text):
-    """Return the rows of CSV (RFC 4180) as dicts, each with its "line" too; raise ValueError where it is none."""
+def read_csv(text, most=NO_LIMIT):
+    """Return the rows of CSV (RFC 4180) as dicts, each with its "line" too.
+
+    Raises ValueError for what is none, or has more rows than `most`.
+    """
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="", skipinitialspace=True, strict=True)
     try:
         if not {"code", "name", "instructor"} <= set(reader.fieldnames or ()):
             raise ValueError("the first line must name the columns code, name and instructor")
-        return [row | {"line": reader.line_num} for row in reader]
+        rows = [row | {"line": reader.line_num} for row in itertools.islice(reader, most + 1)]
     except csv.Error as error:
         raise ValueError(f"line {reader.reader.line_num} is not CSV: {error}") from None
+    if len(rows) > most:
+        raise ValueError(f"there are more than {most} rows")
+    return rows
 
 
 def make_csv(courses, watch=iter):

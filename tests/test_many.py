@@ -5,6 +5,7 @@ import json
 import pytest
 from test_contract_inherited import CSE115, CSE465, NEW, get
 
+import course_api
 import models
 
 TWO = [NEW, {"code": "AAS 100", "name": "Intro Asian American Studies", "instructor": "Geng, Zhe"}]
@@ -135,6 +136,13 @@ def test_a_write_that_fails_half_way_stores_nothing(client, monkeypatch):
     assert client.post_json("/courses", [*rows, CSE465], status=409).json["rows"][0]["row"] == 8
     assert codes(client) == ["CSE115", "CSE465"]
     assert client.post_json("/courses", rows, status=201).json == {"created": 7}
+
+
+def test_more_rows_than_memory_is_kept_for_are_refused_at_once(client):
+    body = b"[" + b"{}," * course_api.MAX_ROWS + b"{}]"
+    error = client.post("/courses", body, content_type="application/json", status=400).json["error"]
+    assert "400000" in error
+    assert "more than 400000 rows" in post_csv(client, HEADER + "a\n" * 400_001, status=400).json["error"]
 
 
 def test_other_members_of_a_row_are_ignored(client):
