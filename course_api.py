@@ -94,8 +94,8 @@ try:
     throttle = limits.strategies.MovingWindowRateLimiter(storage)
 except ValueError:
     sys.exit(f"LOGIN_LIMIT: {settings.LOGIN_LIMIT} is not like 5/5minutes")
-except (limits.errors.ConfigurationError, NotImplementedError) as error:
-    sys.exit(f"LIMIT_STORAGE is not like memory:// or redis://host:6379, or its driver is not installed: {error}")
+except (limits.errors.ConfigurationError, NotImplementedError):
+    sys.exit("LIMIT_STORAGE is not like memory:// or redis://host:6379, or its driver is missing: pip install redis")
 if not re.fullmatch(r"[\da-fA-F.:]*|\*", settings.TRUSTED_PROXY):
     sys.exit(f"TRUSTED_PROXY: {settings.TRUSTED_PROXY} is not an address, such as 127.0.0.1, nor *")
 ORIGINS = settings.CORS_ORIGINS.lower().replace(",", " ").split()
@@ -171,13 +171,16 @@ def add_headers():
             headers[name] = [value]
 
 
+EXPOSED = "ETag, Link, Location, Retry-After, WWW-Authenticate, X-Total-Count"
+
+
 def allow_origin():
     """Let the pages of ORIGINS use the API, in every answer (the Fetch standard, §3.2: CORS)."""
     response.set_header("Vary", "Accept, Origin")
     origin = request.environ.get("HTTP_ORIGIN", "")
     if origin in ORIGINS or (origin and "*" in ORIGINS):
         response.set_header("Access-Control-Allow-Origin", origin)
-        response.set_header("Access-Control-Expose-Headers", "ETag, Link, Location, X-Total-Count, WWW-Authenticate")
+        response.set_header("Access-Control-Expose-Headers", EXPOSED)
         if request.method == "OPTIONS":
             response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
             response.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, If-Match, If-None-Match")
@@ -316,7 +319,7 @@ def asks_for(media_type, rather_than):
     if media_type not in accept:
         return False
     rates = dict(re.findall(r"([^\s,;]+)\s*(?:;[^,]*?\bq=(\d(?:\.\d{0,3})?))?[^,]*", accept))
-    return float(rates.get(media_type) or 1) >= max(float(rates.get(rather_than, "0") or 1), 0.001)
+    return float(rates.get(media_type, "0") or 1) >= max(float(rates.get(rather_than, "0") or 1), 0.001)
 
 
 # -- Tokens ------------------------------------------------------------------------------------------------------------
@@ -404,7 +407,10 @@ logins, hashing = threading.BoundedSemaphore(MOST_LOGINS), threading.Lock()
 def get_address():
     """Return the client's address; of IPv6 the first 64 bits, since a client has all that follow (RFC 6177 §2)."""
     address = request.environ.get("REMOTE_ADDR", "")
-    return str(ipaddress.ip_network(f"{address}/64", strict=False)) if ":" in address else address
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.IPv6Address(address)
+        return str(ip.ipv4_mapped or ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))
+    return address
 
 
 def check_throttle(*keys):

@@ -229,6 +229,7 @@ def test_a_page_of_csv_has_the_same_courses_and_headers_as_one_of_json(catalogue
         ("application/json", "application/json"),
         ("application/json, text/csv;q=0.5", "application/json"),
         ("text/csv;q=0", "application/json"),
+        ("text/csv-schema", "application/json"),
         ("text/csv;q=bad", "text/csv"),
         ("text/csv", "text/csv"),
         ("TEXT/CSV; header=present", "text/csv"),

@@ -24,59 +24,11 @@ import models
 
 NASTY = [
     *("", " ", "\0", "a\0b", "\r\nX: y", "a\tb", "\x7f", "\x85a\x85", "\u3000a\u3000", "\u2028a", "a\u200b", "\ufeffa"),
-    *(
-        "\ud800",
-        "a\udfff",
-        "\udc00\ud800",
-        "\ufffe",
-        "\uffff",
-        "\ufffd",
-        "\u202etxt",
-        "e\u0301",
-        "İ",
-        "ß",
-        "ǅ",
-        "\u017f",
-    ),
+    *("\ud800", "a\udfff", "\udc00\ud800", "\ufffe", "\uffff", "\ufffd", "\u202etxt", "e\u0301", "\u017f", "İ", "ß"),
     *("a" * 20, "a" * 21, "a" * 80, "a" * 81, "a" * 120, "a" * 121, "😀" * 20, "物" * 120, "a" * 1025, "a" * 200_000),
-    *(
-        "'",
-        '"',
-        "' OR 1=1 --",
-        '"; DROP TABLE courses; --',
-        "\\",
-        "\\'",
-        "%",
-        "_",
-        "%%",
-        "*",
-        "?",
-        "[",
-        "]",
-        "[^a]",
-        "!",
-    ),
-    *("a,b", "a;b", '"a"', "=1+1", "a&b=c", "a+b", "%41", "%zz", "#", "<b>", "{}", "${a}", "{0}", "%s", "null", "NaN"),
-    *(
-        ".",
-        "..",
-        "../x",
-        "/",
-        "a/b",
-        "...",
-        ".a",
-        "-",
-        "0",
-        "-1",
-        "9" * 5000,
-        "1e9",
-        "٣",
-        "²",
-        "0x1",
-        "1_0",
-        "+1",
-        "1.0",
-    ),
+    *("' OR 1=1 --", '"; DROP TABLE courses; --', "a b", " a ", "Ada\\", "9" * 5000),
+    *'\' " \\ \\\' % _ %% * ? [ ] [^a] ! a,b a;b "a" =1+1 a&b=c a+b %41 %zz # <b> {} ${a} {0} %s null NaN'.split(),
+    *". .. ... .a ../x / a/b - 0 -1 1e9 ٣ ² 0x1 1_0 +1 1.0".split(),
 ]
 ANY = strategies.characters(exclude_categories=())  # surrogates too
 TEXT = strategies.text(ANY, max_size=30) | strategies.text(ANY, min_size=100, max_size=130)
@@ -86,7 +38,7 @@ FIELDS = ("code", "name", "instructor")
 MOST = {"code": 20, "name": 120, "instructor": 120, "username": 80}  # characters
 
 
-def whatever(strategy, examples, max_examples=40):
+def whatever(strategy, examples, max_examples=30):
     """Run a test with `sent` out of a strategy, the same at each run, and with each of the examples."""
 
     def decorate(test):
@@ -140,7 +92,7 @@ def test_a_field_of_a_new_course_is_kept_or_refused(client, field, sent):
 @whatever(TEXT, NASTY)
 def test_a_field_of_a_change_is_kept_or_refused(client, method, field, sent):
     change = {"name": "Basics", "instructor": "Grace Hopper"} if method == "PUT" else {}
-    before = client.get("/courses/CSE115").json
+    before = models.Course.get_course("CSE115")
     answer = send(client, method, "/courses/CSE115", change | {field: sent})
     value = kept(field, json.loads(json.dumps(sent)))
     assert answer.status_int == (204 if value else 400)
@@ -170,7 +122,7 @@ def test_a_field_of_an_upload_is_kept_or_refused(client, content_type, field, se
     assert answer.status_int == (201 if value else 400)
     assert [row["row"] for row in answer.json.get("rows", ())] in ([], [] if value else [2])
     rows[1][field] = value
-    assert [without_id(course) for course in client.get("/courses").json["courses"]] == (rows if value else [])
+    assert [without_id(course) for course in models.Course.get_all_courses()] == (rows if value else [])
 
 
 # -- Logins ------------------------------------------------------------------------------------------------------------
@@ -361,19 +313,18 @@ def test_no_other_header_is_a_token(stranger, form, sent):
 
 @whatever(LATIN | strategies.text(strategies.sampled_from('@*W/", x')), [*NASTY_LATIN, "@", "W/@", "*", '"*"', " * "])
 def test_if_none_match_is_a_304_only_where_it_names_the_etag(client, sent):
-    etag = client.get("/courses/CSE115").headers["ETag"]
+    etag = course_api.make_etag(models.Course.get_json("CSE115"))
     answer = client.get("/courses/CSE115", headers={"If-None-Match": sent.replace("@", etag)}, status=[200, 304])
     assert answer.status_int == 200 or "@" in sent or sent.strip() == "*"
 
 
 @whatever(LATIN | strategies.text(strategies.sampled_from('@*W/", x')), [*NASTY_LATIN, "@", "W/@", "*", '"*"', " * "])
 def test_if_match_lets_a_write_through_only_where_it_names_the_etag(client, sent):
-    before = client.get("/courses/CSE115")
-    headers = {"If-Match": sent.replace("@", before.headers["ETag"])}
+    models.Course.update_course("CSE115", name="Old")
+    headers = {"If-Match": sent.replace("@", course_api.make_etag(models.Course.get_json("CSE115")))}
     answer = client.patch_json("/courses/CSE115", {"name": "New"}, headers=headers, status=[204, 412])
     assert answer.status_int == 412 or "@" in sent or sent.strip() == "*"
-    assert (client.get("/courses/CSE115").json["name"] == "New") == (answer.status_int == 204)
-    client.patch_json("/courses/CSE115", {"name": before.json["name"]})
+    assert models.Course.get_course("CSE115")["name"] == ("New" if answer.status_int == 204 else "Old")
 
 
 WORDS = strategies.sampled_from(
