@@ -1,0 +1,518 @@
+"""Fault tests that take minutes: real server processes that are killed, stopped, overloaded, and run out of disk.
+
+python tests/torture.py              run every one, and print a table of what was seen
+python tests/torture.py kill disk    run only these
+
+Each runs `python course_api.py` on a database in a folder of its own, on 127.0.0.1. They need Linux, for /proc, prlimit
+and what its sockets tell. The exit status is 1 if any failed.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import pathlib
+import random
+import re
+import resource
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parent.parent
+SETTINGS = {"HOST": "127.0.0.1", "PORT": "0", "TOKEN_SECONDS": "100000", "LOGIN_LIMIT": "1000000/minute"}
+ONE, PAGE = "/courses/CSE115", "/courses?limit=50&sort=-name"
+
+# -- The server and its clients ----------------------------------------------------------------------------------------
+
+
+def start(folder, program, *arguments):
+    """Start one of the programs on the database in a folder."""
+    environment = {**os.environ, **SETTINGS, "DATABASE_URL": f"sqlite:///{folder}/courses.db"}
+    command = [sys.executable, ROOT / program, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_seed(folder, *arguments):
+    """Run seed.py to its end."""
+    with start(folder, "seed.py", *arguments) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+
+
+class Answer(NamedTuple):
+    method: str
+    status: int
+    seconds: float
+    headers: http.client.HTTPMessage = None
+    body: bytes = b""
+
+
+class Server:
+    """`python course_api.py` in a process of its own, with what it answered."""
+
+    def __init__(self, folder):
+        self.process = start(folder, "course_api.py")
+        self.output = collections.deque(maxlen=100)  # its last lines but those of the access log
+        self.answers, self.address, self.token = [], None, ""
+        while not self.address:
+            line = self.process.stdout.readline()
+            self.output.append(line)
+            assert line, f"the server did not start: {''.join(self.output)}"
+            found = re.match(r"Serving .* on http://([\d.]+:\d+)", line)
+            self.address = found and found[1]
+        threading.Thread(target=self.drain, daemon=True).start()
+        self.token = Client(self).ask("POST", "/login", {"username": "faisal", "password": "faisal"}).body.decode()
+        self.answers.clear()
+
+    def drain(self):
+        self.output.extend(line for line in self.process.stdout if not line.endswith(" ms\n"))
+
+    def statuses(self, *methods):
+        """Return how often each status was answered to these methods."""
+        return collections.Counter(answer.status for answer in self.answers if answer.method in methods)
+
+    def times(self, *methods):
+        """Return what these methods took."""
+        seconds = sorted(answer.seconds for answer in self.answers if answer.method in methods)
+        hundredths = statistics.quantiles(seconds, n=100)
+        p50, p99, most = (1000 * value for value in (hundredths[49], hundredths[98], seconds[-1]))
+        return f"p50 {p50:.1f}, p99 {p99:.1f}, slowest {most:,.0f} ms"
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """Run a server for the block; raise AssertionError where it has met a fault of its own."""
+    server = Server(folder)
+    try:
+        yield server
+        assert not any("Traceback" in line for line in server.output), "there is a traceback in the log"
+    except Exception:
+        print("The server's last lines:", *server.output, sep="\n", file=sys.stderr)
+        raise
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+class Client:
+    """A keep-alive connection to a server."""
+
+    def __init__(self, server):
+        self.server = server
+        self.connection = http.client.HTTPConnection(server.address, timeout=60)
+        self.headers = {"Content-Type": "application/json"}
+        if server.token:
+            self.headers["Authorization"] = f"Bearer {server.token}"
+
+    def send(self, method, path, body=None, headers=()):
+        self.begin = time.monotonic()
+        self.connection.request(method, path, body and json.dumps(body), self.headers | dict(headers))
+
+    def receive(self, method):
+        """Return the Answer to what was sent, and note it without its body."""
+        answer = self.connection.getresponse()
+        body = answer.read()
+        noted = Answer(method, answer.status, time.monotonic() - self.begin)
+        self.server.answers.append(noted)
+        return noted._replace(headers=answer.headers, body=body)
+
+    def ask(self, method, *request):
+        self.send(method, *request)
+        return self.receive(method)
+
+    def read(self, path):
+        """Return the body of an answer that must be 200."""
+        answer = self.ask("GET", path)
+        assert answer.status == 200, answer
+        return answer.body
+
+
+@contextlib.contextmanager
+def threads(number, work):
+    """Run work(index, stop) in so many threads for the block, then set `stop`; yield a list, of the results at last."""
+    stop, results = threading.Event(), []
+    with concurrent.futures.ThreadPoolExecutor(max(number, 1)) as pool:
+        futures = [pool.submit(work, index, stop) for index in range(number)]
+        try:
+            yield results
+        finally:
+            stop.set()
+        results += [future.result() for future in futures]
+
+
+# -- What was written, and whether it is there -------------------------------------------------------------------------
+
+
+class Ledger:
+    """The courses that writers add and change: a name is a version number, and a code belongs to one writer.
+
+    A write that is answered 503, or not read by the server, must not be stored; one without an answer may be.
+    """
+
+    def __init__(self):
+        self.sent, self.acknowledged = {}, {}  # the last version of each code
+        self.codes = collections.defaultdict(list)  # of each writer
+        self.numbers = itertools.count()
+
+    def write(self, writer, ask):
+        """Add a course, or change one of the writer's last, with ask(method, path, body); return the Answer or None."""
+        change = self.codes[writer] and random.random() < 0.5
+        code = random.choice(self.codes[writer][-20:]) if change else f"W{next(self.numbers)}"
+        version = self.sent.get(code, 0) + 1
+        self.sent[code] = version
+        body = {"name": str(version), "instructor": "Sisyphus"}
+        answer = ask("PUT", f"/courses/{code}", body) if change else ask("POST", "/courses", body | {"code": code})
+        if answer and answer.status in (201, 204):
+            self.acknowledged[code] = version
+            if not change:
+                self.codes[writer].append(code)
+        else:
+            assert not answer or (answer.status == 503 and answer.headers["Retry-After"]), answer
+            self.sent[code] = version - 1
+        return answer
+
+    def write_until(self, stop, writer, client):
+        while not stop.is_set():
+            answer = self.write(writer, client.ask)
+            assert answer.status != 503, answer
+
+    def compare(self, courses, acknowledged=None):
+        """Hold stored courses, dicts, to what was acknowledged (by now, or before) and to what was sent."""
+        stored = {course["code"]: int(course["name"]) for course in courses if course["code"].startswith("W")}
+        expected = self.acknowledged if acknowledged is None else acknowledged
+        lost = [code for code, version in expected.items() if stored.get(code, 0) < version]
+        invented = [code for code, version in stored.items() if self.sent.get(code, 0) < version]
+        assert not lost, f"{len(lost)} acknowledged writes are lost, such as {lost[:5]}"
+        assert not invented, f"{len(invented)} writes are stored that were refused, such as {invented[:5]}"
+
+
+def read_courses(file):
+    """Return the courses of a database file as dicts; raise AssertionError where it is damaged."""
+    with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return [{"code": code, "name": name} for code, name in database.execute("SELECT code, name FROM courses")]
+
+
+# -- The tests ---------------------------------------------------------------------------------------------------------
+
+
+def kill(folder):
+    """SIGKILL while 8 clients write"""
+    rounds, ledger, total = 20, Ledger(), 0
+
+    def write(writer, stop):
+        with contextlib.suppress(OSError, http.client.HTTPException):  # the server is gone
+            ledger.write_until(stop, writer, Client(server))
+
+    for _ in range(rounds):
+        with serving(folder) as server:
+            with threads(8, write):
+                time.sleep(random.uniform(0.2, 1))
+                server.process.kill()
+                server.process.wait()
+            total += len(server.answers)
+        with serving(folder) as server:
+            ledger.compare(json.loads(Client(server).read("/courses"))["courses"])
+            ledger.compare(read_courses(folder / "courses.db"))
+    return f"{rounds} rounds, {total:,} acknowledged writes, 0 lost"
+
+
+def term(folder):
+    """SIGTERM while 16 clients read and write, and 48 others come back from a pause as the server ends
+
+    A request is dropped where it was sent and the server read it, but closed the connection without a whole answer.
+    Linux tells: where the server has not read everything that was sent, the client's socket gets a reset (ECONNRESET),
+    and so it does where the server had closed before (EPIPE, kept in SO_ERROR as the end of the data comes first).
+    Such a request may be sent again (RFC 9110 §9.2.2), and must not have been carried out.
+    """
+    rounds, ledger, ends, exits, signalled = 10, Ledger(), [], [], threading.Event()
+    linger = float(re.search(r"^LINGER_SECONDS = ([\d.]+)", (ROOT / "course_api.py").read_text(), re.MULTILINE)[1])
+
+    def ask(client, *request):
+        """Return the Answer, or None; note how it ended."""
+        if not client.connection.sock:
+            client.connection.connect()
+        sock, end = client.connection.sock, "not read"
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):
+            client.send(*request)
+            begun = sock.recv(1, socket.MSG_PEEK)
+            end = "not read" if not begun and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) else "dropped"
+            answer = client.receive(request[0])
+            ends.append("answered")
+            return answer
+        ends.append(end)
+        client.connection.close()
+        return None
+
+    def ask_until_refused(number, _stop):
+        client = Client(server)
+        with contextlib.suppress(ConnectionRefusedError):  # the server listens no more
+            for turn in itertools.count(number):
+                if number >= 16 and signalled.wait(random.uniform(0, 2)):
+                    time.sleep(linger + random.uniform(0, 0.03))
+                if turn % 2:
+                    ledger.write(number, lambda *request: ask(client, *request))
+                else:
+                    answer = ask(client, "GET", random.choice((ONE, PAGE)))
+                    assert not answer or answer.status == 200, answer
+
+    for _ in range(rounds):
+        signalled.clear()
+        with serving(folder) as server, threads(64, ask_until_refused):
+            time.sleep(random.uniform(0.5, 1.5))
+            begin = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            signalled.set()
+            assert server.process.wait(20) == 0
+            exits.append(time.monotonic() - begin)
+    count = collections.Counter(ends)
+    seen = f"{rounds} rounds, {count['answered']:,} requests answered, {count['dropped']} dropped, {count['not read']} "
+    seen += f"sent too late and not read, slowest exit {max(exits):.2f} s"
+    assert not count["dropped"] and max(exits) < 5, seen
+    ledger.compare(read_courses(folder / "courses.db"))
+    return seen
+
+
+def mixed(folder):
+    """64 clients read and write for a minute"""
+    counters, ledger = [f"COUNTER{number}" for number in range(8)], Ledger()
+
+    def count(writer, stop):
+        """Increment a counter over and over, and write something else; return how often that was acknowledged."""
+        client, path, done = Client(server), f"/courses/{counters[writer % 8]}", 0
+        while not stop.is_set():
+            course = client.ask("GET", path)
+            change = {"name": str(int(json.loads(course.body)["name"]) + 1), "instructor": "Nobody"}
+            answer = client.ask("PUT", path, change, {"If-Match": course.headers["ETag"]})
+            assert answer.status in (204, 412), answer
+            done += answer.status == 204
+            assert ledger.write(writer, client.ask).status != 503
+        return done
+
+    def read(_, stop):
+        client = Client(server)
+        while not stop.is_set():
+            client.read(random.choice((ONE, PAGE, "/courses?q=neural&limit=9")))
+
+    with serving(folder) as server:
+        for code in counters:
+            Client(server).ask("POST", "/courses", {"code": code, "name": "0", "instructor": "Nobody"})
+        with threads(32, read), threads(32, count) as done:
+            time.sleep(60)
+    courses = read_courses(folder / "courses.db")
+    stored = {course["code"]: int(course["name"]) for course in courses if course["code"] in counters}
+    assert stored == {code: sum(done[number::8]) for number, code in enumerate(counters)}
+    ledger.compare(courses)
+    return (
+        f"{len(server.answers):,} requests, no 5xx; reads {server.times('GET')}; writes {server.times('PUT', 'POST')}; "
+        f"8 counters at {sum(done):,} in all, after as many increments and {server.statuses('PUT')[412]:,} times 412"
+    )
+
+
+def connections(folder):
+    """1,500 keep-alive connections at once, more than the 1,024 open files that most systems allow at first"""
+    with serving(folder) as server, contextlib.ExitStack() as stack:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for this process, not for the server
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        clients, begin = [Client(server) for _ in range(1500)], time.monotonic()
+        for client in clients:
+            client.connection.connect()
+            client.connection.auto_open = False
+            stack.callback(client.connection.close)
+        for _ in range(3):
+            for client in clients:
+                client.send("GET", ONE)
+            for client in clients:
+                answer = client.receive("GET")
+                assert answer.status == 200 and b"CSE115" in answer.body, answer
+        return f"{len(clients):,} connections, each with 3 answers, in {time.monotonic() - begin:.1f} s"
+
+
+def memory(folder):
+    """Memory after 20,000 and after 200,000 requests"""
+    requests = (  # each with the status that it should have
+        (200, "GET", ONE),
+        (200, "GET", PAGE),
+        (204, "PATCH", "/courses/CSE465", {"name": "Introduction to neural networks"}),
+        (404, "GET", "/courses/NONE"),
+        (400, "PATCH", "/courses/CSE465", {"name": 1}),
+        (400, "GET", "/courses?page=2"),
+    )
+
+    def send(number):
+        client = Client(server)
+        for turn in range(number):
+            status, *request = requests[turn % len(requests)]
+            if turn % 50 == 0:  # a new connection, and a token that is not ours
+                client.connection.close()
+                status, request = 401, ("GET", ONE, None, {"Authorization": f"Bearer {server.token}{random.random()}"})
+            assert client.ask(*request).status == status, request
+
+    def resident():
+        status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1]) / 1024
+
+    run_seed(folder, "random", "1000")
+    with serving(folder) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, [20_000 // 8] * 8))
+        early = resident()
+        list(pool.map(send, [180_000 // 8] * 8))
+        seen = f"{early:.1f} MiB resident after 20,000 requests, {resident():.1f} MiB after 200,000"
+        assert resident() < early * 1.1, seen
+    return seen
+
+
+def logins(folder):
+    """4 clients read, without and with 50 logins a second"""
+
+    def read(_, stop):
+        client = Client(server)
+        while not stop.is_set():
+            client.read(ONE)
+
+    def log_in(number, stop):
+        """Log in once a second, each thread at its own moment, every fourth time with the right password."""
+        client, begin = Client(server), time.monotonic() + number / 50
+        for turn in itertools.count():
+            if stop.wait(max(begin + turn - time.monotonic(), 0)):
+                break
+            name = "faisal" if (number + turn) % 4 == 0 else f"user {number} {turn}"
+            answer = client.ask("POST", "/login", {"username": name, "password": "faisal"})
+            assert answer.status in (200, 400, 429, 503), answer
+
+    seen = []
+    with serving(folder) as server:
+        for number in (0, 50):
+            server.answers = []
+            with threads(4, read), threads(number, log_in):
+                time.sleep(15)
+            seen.append(f"{server.statuses('GET')[200] / 15:,.0f} reads a second ({server.times('GET')})")
+    answers = ", ".join(f"{number} times {status}" for status, number in sorted(server.statuses("POST").items()))
+    return f"{' without, '.join(seen)} with logins, which were answered {answers}"
+
+
+def backup(folder):
+    """`seed.py backup` while 4 clients write"""
+    rounds, ledger, slowest = 5, Ledger(), 0
+    run_seed(folder, "random", "20000")
+    with serving(folder) as server:
+        with threads(4, lambda writer, stop: ledger.write_until(stop, writer, Client(server))):
+            for number in range(rounds):
+                time.sleep(1)
+                before, begin = dict(ledger.acknowledged), time.monotonic()
+                run_seed(folder, "backup", folder / f"copy{number}.db")
+                slowest = max(slowest, time.monotonic() - begin)
+                ledger.compare(read_courses(folder / f"copy{number}.db"), before)
+        return f"{rounds} copies beside {len(server.answers):,} writes, each copy whole, slowest {slowest:.1f} s"
+
+
+def disk(folder):
+    """The disk is full, and then it is not"""
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder]
+    mounted = os.getuid() == 0 and not subprocess.run(command, capture_output=True).returncode
+    filler, ledger = folder / "filler", Ledger()
+
+    def limit_files(size):
+        """Let no file of the server grow beyond a size."""
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def write(number):
+        return collections.Counter(ledger.write(0, client.ask).status for _ in range(number))
+
+    with contextlib.ExitStack() as stack:
+        if mounted:
+            stack.callback(subprocess.run, ["umount", folder], check=True)
+        run_seed(folder)
+        server = stack.enter_context(serving(folder))
+        client = Client(server)
+        assert not write(100)[503]
+        if mounted:
+            with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        else:
+            limit_files(os.path.getsize(folder / "courses.db-wal"))
+        refused = 0
+        while refused < 50:
+            refused += write(1)[503]
+            for path in (ONE, PAGE, "/health"):
+                client.read(path)
+            assert len(server.answers) < 20_000, "the disk is full, and writes succeed"
+        if mounted:
+            filler.unlink()
+        else:
+            limit_files(resource.RLIM_INFINITY)
+        assert not write(100)[503]
+        ledger.compare(read_courses(folder / "courses.db"))
+        how = "a full tmpfs of 3 MiB" if mounted else "RLIMIT_FSIZE, since mounting is not permitted"
+        reads, writes = server.statuses("GET")[200], server.statuses("POST", "PUT")
+        return (
+            f"{how}: {refused} writes answered 503, {reads} reads 200; with space again writes succeed at once; "
+            f"{writes[201] + writes[204]} acknowledged writes, 0 lost"
+        )
+
+
+def locked(folder):
+    """Another program locks the database for longer than a write waits"""
+    ledger = Ledger()
+    with serving(folder) as server, contextlib.closing(sqlite3.connect(folder / "courses.db")) as other:
+        client, other.isolation_level = Client(server), None
+        other.execute("BEGIN IMMEDIATE")
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            writes = [pool.submit(ledger.write, writer, Client(server).ask) for writer in range(8)]
+            while not all(write.done() for write in writes):
+                client.read(ONE)
+        assert server.statuses("POST") == {503: 8}
+        seen = f"8 writes answered 503 ({server.times('POST')}), {server.statuses('GET')[200]:,} reads meanwhile 200 "
+        seen += f"({server.times('GET')}); then writes succeed at once"
+        other.execute("COMMIT")
+        assert {ledger.write(writer, client.ask).status for writer in range(8)} == {201}
+        ledger.compare(read_courses(folder / "courses.db"))
+        return seen
+
+
+TESTS = {test.__name__: test for test in (kill, term, mixed, connections, memory, logins, backup, disk, locked)}
+
+
+def main():
+    """Run the tests that the command line names, and print the table."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(TESTS))
+    chosen = parser.parse_args().names or list(TESTS)
+    if unknown := set(chosen) - set(TESTS):
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(TESTS)}")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))  # what most systems give a process
+    rows, failed = [], False
+    for name in chosen:
+        title, begin, result = TESTS[name].__doc__.splitlines()[0], time.monotonic(), "ok"
+        with tempfile.TemporaryDirectory(prefix="course-api-") as folder:
+            try:
+                run_seed(folder)
+                seen = TESTS[name](pathlib.Path(folder))
+            except Exception as error:  # noqa: BLE001 (whatever it is, the others still run)
+                traceback.print_exc()
+                seen, result, failed = f"{type(error).__name__}: {error}", "FAILED", True
+        print(f"{name}: {result}, {time.monotonic() - begin:.0f} s", file=sys.stderr)
+        rows.append(f"| {name}: {title} | {' '.join(seen.split())} | {result} |")
+    print("| fault test | what was seen | |", "|---|---|---|", *rows, sep="\n")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
