@@ -8,8 +8,8 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin course \
     && install --directory --owner=course --group=course /data
 
 WORKDIR /app
-COPY requirements.txt .
-RUN pip install --root-user-action=ignore --requirement requirements.txt
+COPY requirements.txt requirements-servers.txt ./
+RUN pip install --root-user-action=ignore --requirement requirements.txt --requirement requirements-servers.txt
 COPY models.py seed.py course_api.py docs.html openapi.yaml ./
 RUN python -m compileall -q .
 

@@ -8,7 +8,7 @@ run: .venv/ready  ## fill in the dummy data and serve on http://127.0.0.1:5000
 	$(BIN)/python seed.py
 	$(BIN)/python course_api.py
 
-test: .venv/ready-dev  ## run the tests
+test: .venv/ready-dev  ## run the tests, on SQLite or on the server that TEST_DATABASE_URL names
 	$(BIN)/python -m pytest
 
 fuzz: .venv/ready-dev  ## try tens of thousands of made-up requests
@@ -36,7 +36,7 @@ clean:  ## remove the virtual environment and caches, not the database
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@
 
-.venv/ready-dev: requirements-dev.txt .venv/ready
+.venv/ready-dev: requirements-dev.txt requirements-servers.txt .venv/ready
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 

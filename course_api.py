@@ -95,7 +95,7 @@ try:
 except ValueError:
     sys.exit(f"LOGIN_LIMIT: {settings.LOGIN_LIMIT} is not like 5/5minutes")
 except (limits.errors.ConfigurationError, NotImplementedError):
-    sys.exit("LIMIT_STORAGE is not like memory:// or redis://host:6379, or its driver is missing: pip install redis")
+    sys.exit("LIMIT_STORAGE is not like memory:// or redis://host:6379, or requirements-servers.txt is not installed")
 if not re.fullmatch(r"[\da-fA-F.:]*|\*", settings.TRUSTED_PROXY):
     sys.exit(f"TRUSTED_PROXY: {settings.TRUSTED_PROXY} is not an address, such as 127.0.0.1, nor *")
 ORIGINS = settings.CORS_ORIGINS.lower().replace(",", " ").split()

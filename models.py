@@ -37,16 +37,19 @@ DATABASE_URL = os.environ.get("DATABASE_URL") or "sqlite:///courses.db"
 DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # what may be shown: no user, no password
 IN_MEMORY = DATABASE_URL in ("sqlite:///:memory:", "sqlite:///", "sqlite://")
 BUSY_SECONDS = 5  # how long a write waits for another one to end
-OPTIONS = {}
+OPTIONS, COLLATION = {}, None  # compares and sorts texts by their characters' numbers; SQLite does so by itself
 if DATABASE_URL.startswith("sqlite"):
     # FULL: an acknowledged write survives a power cut, which WAL alone does not promise (sqlite.org/pragma.html).
     # 8 MB of cache for each connection, not 2: a page out of 100,000 courses takes half as long (measured).
     pragmas = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": "on", "cache_size": -8000}
     OPTIONS = {"timeout": BUSY_SECONDS, "pragmas": pragmas}
+elif DATABASE_URL.startswith("postgres"):
+    COLLATION = '"C"'
 elif DATABASE_URL.startswith("mysql"):
+    COLLATION = "utf8mb4_nopad_bin"
     # JSON_ARRAYAGG cuts what is longer, without an error; max_allowed_packet stays a limit. An update that changes
     # nothing counts as one only with FOUND_ROWS, 2.
-    OPTIONS = {"init_command": "SET SESSION group_concat_max_len = 4294967295", "client_flag": 2}
+    OPTIONS = {"init_command": "SET SESSION group_concat_max_len = 4294967295", "client_flag": 2, "charset": "utf8mb4"}
 if IN_MEMORY:
     # SQLite's ":memory:" is one database per connection. This one is for all threads, and lives as long as `keeper`.
     OPTIONS |= {"database": "file:/courses?vfs=memdb", "uri": True}
@@ -173,10 +176,15 @@ class UploadError(ValueError):
         super().__init__(f"nothing was stored; rows refused: {len(self.rows)}")
 
 
+def askable(code):
+    """Return a code as every database can be asked for it: PostgreSQL takes no NUL, and no code has a slash."""
+    return code.replace("\0", "/")
+
+
 class Course(BaseModel):
-    code = peewee.CharField(Code.limit, unique=True)
-    name = peewee.CharField(Name.limit)
-    instructor = peewee.CharField(Instructor.limit)
+    code = peewee.CharField(Code.limit, unique=True, collation=COLLATION)
+    name = peewee.CharField(Name.limit, collation=COLLATION)
+    instructor = peewee.CharField(Instructor.limit, collation=COLLATION)
 
     class Meta:
         table_name = "courses"
@@ -228,19 +236,19 @@ class Course(BaseModel):
         """Change what is given of a course; return whether there is one of this code, and still as in `old`, a dict."""
         name = None if name is None else Name(name)
         instructor = None if instructor is None else Instructor(instructor)
-        sql, where = (UPDATE_SAME, old.values()) if old else (UPDATE_COURSE, (code,))
+        sql, where = (UPDATE_SAME, old.values()) if old else (UPDATE_COURSE, (askable(code),))
         return database.execute_sql(sql, (name, instructor, *where)).rowcount > 0
 
     @classmethod
     def delete_course(cls, code, old=None):
         """Delete a course; return whether there was one of this code, and still as in `old`, a dict."""
-        sql, where = (DELETE_SAME, tuple(old.values())) if old else (DELETE_COURSE, (code,))
+        sql, where = (DELETE_SAME, tuple(old.values())) if old else (DELETE_COURSE, (askable(code),))
         return database.execute_sql(sql, where).rowcount > 0
 
     @classmethod
     def get_json(cls, code):
         """Return a course as JSON, in bytes, or None."""
-        row = database.execute_sql(ONE_COURSE, (code,)).fetchone()
+        row = database.execute_sql(ONE_COURSE, (askable(code),)).fetchone()
         return row and ENCODE(row[0])
 
     @classmethod
@@ -275,8 +283,10 @@ if isinstance(database, peewee.SqliteDatabase):
     OBJECT, ARRAY, TYPE, ENCODE = "json_object", "json_group_array", "blob", bytes
 elif isinstance(database, peewee.PostgresqlDatabase):
     OBJECT, ARRAY, TYPE, ENCODE = "json_build_object", "json_agg", "text", str.encode
+    REGEXP = peewee.OP.REGEXP
 else:
     OBJECT, ARRAY, TYPE, ENCODE = "JSON_OBJECT", "JSON_ARRAYAGG", "char", str.encode
+    REGEXP = peewee.OP.IREGEXP  # Peewee's other one is BINARY, which takes bytes for characters
     del UPSERT["conflict_target"]  # MySQL's ON DUPLICATE KEY has none
 
 
@@ -292,12 +302,18 @@ def json_array(table, columns, total):
 
 
 def make_pattern(q):
-    """Return the operator, and the pattern for it, that finds `q` in any case and takes each character as it is."""
-    if q.isascii() or not isinstance(database, peewee.SqliteDatabase):
+    """Return the operator, and the pattern for it, that finds `q` in any case and takes each character as it is.
+
+    The databases differ in the cases they know. So where LIKE in SQLite is not enough, each character is looked for in
+    each of its cases: with a regular expression, or with SQLite's GLOB, which Peewee calls LIKE there.
+    """
+    sqlite = isinstance(database, peewee.SqliteDatabase)
+    if sqlite and q.isascii():
         return peewee.OP.ILIKE, "%" + re.sub(r"([!%_])", r"!\1", q) + "%"  # ! is what escapes
-    # SQLite's LIKE knows the case of ASCII only. Its GLOB, Peewee's LIKE, matches one of the characters in brackets.
     cases = ("".join({c, *(case for case in (c.lower(), c.upper()) if len(case) == 1)}) for c in q)
-    return peewee.OP.LIKE, "*" + "".join(f"[{c}]" if len(c) > 1 or c in "*?[" else c for c in cases) + "*"
+    if sqlite:
+        return peewee.OP.LIKE, "*" + "".join(f"[{c}]" if len(c) > 1 or c in "*?[" else c for c in cases) + "*"
+    return REGEXP, "".join(f"[{c}]" if len(c) > 1 else re.escape(c) for c in cases)
 
 
 @functools.cache
@@ -388,7 +404,7 @@ NOBODYS_HASH = HASHER.hash(secrets.token_hex())  # checked for an unknown user, 
 
 
 class User(BaseModel):
-    username = peewee.CharField(Username.limit, unique=True)
+    username = peewee.CharField(Username.limit, unique=True, collation=COLLATION)
     password = peewee.CharField(255)  # the Argon2 hash, with its salt and parameters
 
     class Meta:

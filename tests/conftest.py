@@ -1,5 +1,6 @@
 """Fixtures: the app on a database of its own, clients with and without a token, and the API as a real process."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -16,14 +17,46 @@ import urllib.request
 import description
 import pytest
 import webtest
+from playhouse import db_url
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
+TEST_DATABASE_URL = os.environ.get("TEST_DATABASE_URL", "sqlite")
+SQLITE = TEST_DATABASE_URL.startswith("sqlite")
 PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")  # a process that ends closes its files
 SETTINGS = ("HOST", "PORT", "DATABASE_URL", "SECRET_KEY", "TOKEN_SECONDS", "LOGIN_LIMIT", "LIMIT_STORAGE")
 for setting in (*SETTINGS, "TRUSTED_PROXY", "CORS_ORIGINS", "THREADS", "LOG_LEVEL"):
     os.environ.pop(setting, None)
-os.environ["DATABASE_URL"] = f"sqlite:///{FOLDER.name}/tests.db"
+
+
+DATABASES, CREATING = {}, threading.Lock()
+
+
+def database_url(folder, name="courses"):
+    """Return the address of a database of the kind that is tested, a new one for each folder and name."""
+    if SQLITE:
+        return f"sqlite:///{folder}/{name}.db"
+    with CREATING:
+        if (folder, name) not in DATABASES:
+            DATABASES[folder, name] = f"course_api_{os.getpid()}_{len(DATABASES)}"
+            ask_server(f"CREATE DATABASE {DATABASES[folder, name]}")
+    return f"{TEST_DATABASE_URL.rpartition('/')[0]}/{DATABASES[folder, name]}"
+
+
+def ask_server(sql):
+    """Run a statement on the database server, outside of the tests' own databases."""
+    with contextlib.closing(db_url.connect(TEST_DATABASE_URL)._connect()) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(sql)
+
+
+@atexit.register
+def drop_databases():
+    for database in DATABASES.values():
+        ask_server(f"DROP DATABASE {database}" + (" WITH (FORCE)" if "postgres" in TEST_DATABASE_URL else ""))
+
+
+os.environ["DATABASE_URL"] = database_url(FOLDER.name)
 
 import course_api  # noqa: E402 (reads the environment at import)
 import models  # noqa: E402
@@ -38,6 +71,14 @@ class Client(webtest.TestApp):
         answer = super().do_request(req, *args, **kwargs)
         description.check(req.method, path, answer.status_int, answer.headers, answer.body)
         return answer
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is of SQLite alone where another database is tested."""
+    if not SQLITE:
+        left_out = [item for item in items if item.get_closest_marker("sqlite")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("sqlite")]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,7 +116,7 @@ class Server:
     """`python course_api.py` in a folder of its own; settings are given as keywords."""
 
     def __init__(self, folder, program="course_api.py", **settings):
-        environment = {**os.environ, "PORT": "0", "DATABASE_URL": f"sqlite:///{folder}/courses.db", **settings}
+        environment = {**os.environ, "PORT": "0", "DATABASE_URL": database_url(folder), **settings}
         self.process = subprocess.Popen(
             [*PYTHON, ROOT / program],
             env=environment,
@@ -156,7 +197,7 @@ def run(tmp_path):
     """A function that runs one of the programs to its end, in the folder that `start` uses."""
 
     def run(program, *arguments, stdin="", **settings):
-        environment = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/courses.db", **settings}
+        environment = {**os.environ, "DATABASE_URL": database_url(tmp_path), **settings}
         command = [*PYTHON, ROOT / program, *arguments]
         return subprocess.run(
             command, env=environment, cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=30

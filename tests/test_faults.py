@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.sqlite
+
 NEW = {"code": "CSE225", "name": "Data structures", "instructor": "Ada Lovelace"}
 DROP_FROM_BOUNDING_SET, DAC_OVERRIDE = 24, 1  # prctl(2), capabilities(7)
 

@@ -101,6 +101,7 @@ def test_an_unknown_user_costs_a_hash_too(monkeypatch):
     assert checked == [(models.NOBODYS_HASH, "secret")]
 
 
+@pytest.mark.sqlite
 def test_sqlite_is_set_to_lose_nothing():
     assert models.database.pragma("journal_mode") == "wal"
     assert models.database.pragma("synchronous") == 2  # FULL
@@ -124,6 +125,7 @@ def statements(monkeypatch):
     connection.set_trace_callback(None)
 
 
+@pytest.mark.sqlite
 def test_each_request_is_one_statement(client, statements):
     """No read before a write: a constraint or a count of rows answers what would have been asked."""
     change = {"name": "Basics", "instructor": "Grace Hopper"}
@@ -143,6 +145,7 @@ def test_each_request_is_one_statement(client, statements):
         assert [statement.split()[0] for statement in statements] == [kind]
 
 
+@pytest.mark.sqlite
 def test_a_request_that_is_turned_away_asks_the_database_nothing(stranger, statements):
     stranger.get("/courses", status=401)
     stranger.post_json("/courses?token=bad", {}, status=401)

@@ -3,11 +3,13 @@
 import re
 import subprocess
 
+import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.sqlite  # which writes JSON without blanks
 def test_the_readmes_session_gives_what_it_prints(run, start):
     assert run("seed.py").returncode == 0
     host = start().url.removeprefix("http://")

@@ -10,7 +10,7 @@ import termios
 import threading
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, database_url
 
 
 def test_the_seed_fills_an_empty_database_and_says_what_it_added(run, start):
@@ -65,7 +65,7 @@ def test_user_refuses_a_bad_name_or_password_with_one_line(run, name, stdin, err
 @pytest.mark.parametrize(("second", "status"), [("secret", 0), ("secrte", 1)])
 def test_user_asks_twice_at_a_terminal_without_echo(tmp_path, second, status):
     terminal, stdin = pty.openpty()
-    environment = os.environ | {"DATABASE_URL": f"sqlite:///{tmp_path}/courses.db"}
+    environment = os.environ | {"DATABASE_URL": database_url(tmp_path)}
     command = [sys.executable, ROOT / "seed.py", "user", "grace"]
     process = subprocess.Popen(
         command, env=environment, stdin=stdin, stdout=stdin, stderr=stdin, start_new_session=True
@@ -137,7 +137,7 @@ def test_import_adds_the_courses_of_csv_and_says_how_many(run, catalogue):
 def test_what_export_writes_import_takes_back_unchanged(run, catalogue, tmp_path, name):
     run("seed.py", "import", catalogue)
     assert run("seed.py", "export", name).stderr.startswith(f"Wrote 3 courses to {name}.\n")
-    other = {"DATABASE_URL": f"sqlite:///{tmp_path}/other.db"}
+    other = {"DATABASE_URL": database_url(tmp_path, "other")}
     assert run("seed.py", "import", name, **other).returncode == 0
     assert run("seed.py", "export", "again.csv", **other).returncode == 0
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "catalogue.csv").read_bytes()
@@ -148,7 +148,7 @@ def test_import_takes_what_the_list_answers(run, start, tmp_path, catalogue):
     run("seed.py", "import", catalogue)
     api = start()
     _, courses = api.request("/courses?token=" + api.log_in())
-    other = {"DATABASE_URL": f"sqlite:///{tmp_path}/other.db"}
+    other = {"DATABASE_URL": database_url(tmp_path, "other")}
     assert run("seed.py", "import", "-", stdin=courses, **other).stdout.startswith("Added 5 courses.")
     assert export(run, **other) == export(run)
 
@@ -203,7 +203,7 @@ def test_a_file_that_is_missing_is_named(run):
 
 def test_random_courses_are_the_same_for_the_same_seed(run, start, tmp_path):
     def make(name, *arguments):
-        url = {"DATABASE_URL": f"sqlite:///{tmp_path}/{name}.db"}
+        url = {"DATABASE_URL": database_url(tmp_path, name)}
         assert run("seed.py", "random", *arguments, **url).stdout.startswith("Added 500 courses.\n")
         return export(run, **url)
 
@@ -216,7 +216,7 @@ def test_random_courses_are_the_same_for_the_same_seed(run, start, tmp_path):
 def test_a_progress_bar_shows_at_a_terminal_only(tmp_path):
     terminal, stderr = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # lines and columns
-    environment = os.environ | {"DATABASE_URL": f"sqlite:///{tmp_path}/courses.db"}
+    environment = os.environ | {"DATABASE_URL": database_url(tmp_path)}
     command = [sys.executable, ROOT / "seed.py", "random", "2000"]
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, check=True, timeout=30)
     os.close(stderr)
@@ -225,6 +225,7 @@ def test_a_progress_bar_shows_at_a_terminal_only(tmp_path):
     assert "0/2000" in shown and "courses/s" in shown
 
 
+@pytest.mark.sqlite
 def test_a_database_that_cannot_be_used_is_one_line(run):
     done = run("seed.py", DATABASE_URL="sqlite:////nowhere/courses.db")
     assert done.returncode == 1
