@@ -49,6 +49,7 @@ import peewee
 from bottle import HTTPError, HTTPResponse, request, response, static_file
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.proxy_headers import proxy_headers_middleware
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask, WSGITask
@@ -656,6 +657,8 @@ LINGER_SECONDS = 0.5  # after SIGTERM, how long to wait for a request that is on
 DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and for one that is worked on: Docker kills after 10
 STALL_SECONDS = 0.005  # how long a request may take before another thread serves the next ones
 
+MOST_BLANKS = 1000  # in the headers of a request
+
 stopping = threading.Event()
 access_log = collections.deque()  # the lines that are yet to be written
 
@@ -706,9 +709,27 @@ class Refusal(Answer, ErrorTask):
         self.write(body)
 
 
+class Parser(HTTPRequestParser):
+    def parse_header(self, header_plus):
+        """Refuse what another server could read in another way (RFC 9112 §6.1), or waitress' patterns take long for."""
+        if header_plus.count(b" ") + header_plus.count(b"\t") > MOST_BLANKS:
+            raise ParsingError("there are too many blanks in the headers")
+        super().parse_header(header_plus)
+        if "TRANSFER_ENCODING" in self.headers or (self.chunked and "CONTENT_LENGTH" in self.headers):
+            raise ParsingError("Transfer-Encoding must come alone, in HTTP/1.1")
+
+
 class Channel(HTTPChannel):
-    task_class, error_task_class = AppAnswer, Refusal
-    refused = False
+    task_class, error_task_class, parser_class = AppAnswer, Refusal, Parser
+    refused = waiting = False
+
+    def handle_write(self):
+        """Send; when all is sent, let the next request be worked on that waits for it."""
+        super().handle_write()
+        with self.outbuf_lock:
+            if self.waiting and not self.total_outbufs_len:
+                self.waiting = False
+                self.server.add_task(self)
 
     def handle_close(self):
         """Close; after a refusal, once the client has closed, or it could lose the answer (RFC 9112 §9.6)."""
@@ -743,9 +764,12 @@ class Loop:
         for _ in range(threads):
             threading.Thread(target=self.follow, daemon=True).start()
 
-    def add_task(self, task):
-        """Take a task from waitress, which calls this under the lead."""
-        self.tasks.append(task)
+    def add_task(self, channel):
+        """Take a request that has come, once its client has read the answers before: no thread waits for that."""
+        with channel.outbuf_lock:
+            channel.waiting = channel.total_outbufs_len > 0
+            if not channel.waiting:
+                self.tasks.append(channel)
 
     def follow(self):
         """Wait for the lead, and lead until another thread does."""
