@@ -642,8 +642,8 @@ def get_openapi():
 
 # -- The server --------------------------------------------------------------------------------------------------------
 
+MOST_CONNECTIONS = 2000
 LIMITS = {
-    "connection_limit": 2000,
     "channel_timeout": 30,  # seconds an idle connection stays open
     "cleanup_interval": 10,  # seconds between two looks for idle ones
     "max_request_header_size": 32 * 1024,  # bytes
@@ -659,7 +659,7 @@ STALL_SECONDS = 0.005  # how long a request may take before another thread serve
 
 MOST_BLANKS = 1000  # in the headers of a request
 
-stopping = threading.Event()
+stopping, ending = threading.Event(), threading.Event()  # no new connections; no new requests
 access_log = collections.deque()  # the lines that are yet to be written
 
 
@@ -723,6 +723,10 @@ class Channel(HTTPChannel):
     task_class, error_task_class, parser_class = AppAnswer, Refusal, Parser
     refused = waiting = False
 
+    def readable(self):
+        """Begin no new request when the server is ending."""
+        return bool(self.request or not ending.is_set()) and super().readable()
+
     def handle_write(self):
         """Send; when all is sent, let the next request be worked on that waits for it."""
         super().handle_write()
@@ -754,6 +758,7 @@ class Loop:
         self.sockets, self.tasks = sockets, collections.deque()
         self.leader, self.followers = None, []  # each a lock, which its thread waits for
         self.started = None  # when the leader's task did, on the monotonic clock
+        self.deaf = False  # whether a look at the sockets has begun and ended since `ending`
         self.busy = threading.Event()
         self.watching = threading.Lock()  # for the moment in which an old leader still watches the sockets
 
@@ -789,8 +794,10 @@ class Loop:
         with self.watching:
             if stopping.is_set():
                 self.stop_listening()
+            deaf = ending.is_set()
             poll = max(self.sockets) >= 1024  # select() is faster, and cannot watch those
             wasyncore.loop(0 if self.tasks else 1, use_poll=poll, map=self.sockets, count=1)
+            self.deaf = deaf
         while self.leader is me:
             try:
                 task = self.tasks.popleft()
@@ -838,13 +845,23 @@ class Loop:
         signal.signal(signal.SIGINT, stop)
         while not stopping.is_set():
             self.look()
-        stopped = time.monotonic()
-        while channels := [channel for channel in list(self.sockets.values()) if isinstance(channel, Channel)]:
-            busy = any(channel.request or channel.requests or channel.total_outbufs_len for channel in channels)
-            if time.monotonic() - stopped > (DRAIN_SECONDS if busy else LINGER_SECONDS):
-                break
-            self.look()
+        self.look_until(lambda: not self.channels(), LINGER_SECONDS)
+        ending.set()
+        self.listeners[0].pull_trigger()
+        self.look_until(lambda: self.deaf and not self.is_busy(), DRAIN_SECONDS)
         self.look()  # the last lines of the log
+
+    def look_until(self, is_over, seconds):
+        """Go on until something is over, or so many seconds are."""
+        end = time.monotonic() + seconds
+        while not is_over() and time.monotonic() < end:
+            self.look()
+
+    def channels(self):
+        return [channel for channel in list(self.sockets.values()) if isinstance(channel, Channel)]
+
+    def is_busy(self):
+        return any(channel.request or channel.requests or channel.total_outbufs_len for channel in self.channels())
 
 
 def prepare():
@@ -863,6 +880,17 @@ def prepare():
     return has_users
 
 
+def raise_file_limit():
+    """Let the process open as many files as it may, for each connection is one; return how many connections fit."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        return min(MOST_CONNECTIONS, most - 100)
+    return MOST_CONNECTIONS
+
+
 def main():
     """Serve the app with waitress, as the settings say."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -875,7 +903,10 @@ def main():
     sockets = {}
     loop = Loop(sockets)
     try:
-        create_server(app, sockets, _dispatcher=loop, host=settings.HOST, port=settings.PORT, **LIMITS)
+        fit = raise_file_limit()
+        create_server(
+            app, sockets, _dispatcher=loop, host=settings.HOST, port=settings.PORT, connection_limit=fit, **LIMITS
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {settings.HOST}:{settings.PORT}: {error}; see HOST and PORT")
     loop.start(settings.THREADS + MOST_LOGINS)

@@ -79,11 +79,17 @@ def prepare():
 
 
 def backup(path):
-    """Copy the SQLite database to a file while it is in use; raise ValueError for another kind of database."""
+    """Copy the SQLite database to a new file while it is in use; raise ValueError or OSError where that cannot be."""
     if not isinstance(database, peewee.SqliteDatabase):
         raise ValueError("only SQLite is copied; use pg_dump or mysqldump")
-    with contextlib.closing(sqlite3.connect(path)) as copy:
+    if not os.path.exists(database.database):
+        raise ValueError(f"there is no database {DATABASE_NAME}")
+    if os.path.exists(path):
+        raise FileExistsError(f"{path} is there already, and was left alone")
+    part = f"{path}.part"
+    with contextlib.closing(sqlite3.connect(part)) as copy:
         database.connection().backup(copy)
+    os.replace(part, path)
 
 
 def check_health():

@@ -5,7 +5,7 @@ python seed.py user NAME     add a user, or change the password; it is asked for
 python seed.py import FILE   add the courses of a file, CSV or JSON, all or none; - is standard input
                              --update changes courses that exist, instead of refusing the file
 python seed.py export FILE   write every course to a file, JSON if its name ends so, else CSV; - is standard output
-python seed.py backup FILE   copy the database to a file, whole, while it is in use (SQLite)
+python seed.py backup FILE   copy the database to a new file, whole, while it is in use (SQLite)
 python seed.py random N      add so many made-up courses; --seed NUMBER makes others, the same for the same number
 """
 
@@ -150,7 +150,8 @@ def main():
     given = parser.parse_args()
     out = sys.stdout
     try:
-        models.prepare()
+        if given.command != "backup":  # which makes nothing, not even a table
+            models.prepare()
         if given.command == "user":
             said = set_user(given.name)
         elif given.command == "import":

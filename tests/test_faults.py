@@ -104,10 +104,16 @@ def test_a_backup_is_a_whole_copy_of_a_database_in_use(run, start, tmp_path):
 def test_a_backup_that_cannot_be_written_is_one_line(run, tmp_path):
     run("seed.py")
     (tmp_path / "notes.txt").write_text("not a database " * 100)
-    for file in ("nowhere/copy.db", "notes.txt"):
+    for file in ("nowhere/copy.db", "notes.txt", "courses.db", ""):
         done = run("seed.py", "backup", file)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert (tmp_path / "notes.txt").read_text() == "not a database " * 100
+
+
+def test_a_backup_of_a_database_that_is_not_there_makes_none(run, tmp_path):
+    done = run("seed.py", "backup", "copy.db")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- Secrets -----------------------------------------------------------------------------------------------------------
