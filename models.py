@@ -64,8 +64,8 @@ except (RuntimeError, ValueError, peewee.PeeweeException):
 def prepare():
     """Make the tables that are missing; stop the program with one line where the database cannot be used.
 
-    Two processes that start at once on a new file can meet "database is locked" whatever the timeout: SQLite does
-    not wait for the switch to WAL. So this is tried again, a few times.
+    Two processes that start at once on a new database can get in each other's way: SQLite does not wait for the switch
+    to WAL, and PostgreSQL lets both make the same table, and one fail. So this is tried again, a few times.
     """
     for attempts_left in range(9, -1, -1):
         try:
@@ -73,7 +73,8 @@ def prepare():
                 database.create_tables([Course, User, SigningKey])
             return
         except (peewee.PeeweeException, TypeError) as error:
-            if "locked" not in str(error) or not attempts_left:
+            both = isinstance(error, (peewee.IntegrityError, peewee.ProgrammingError)) or "locked" in str(error)
+            if not both or not attempts_left:
                 sys.exit(f"the database {DATABASE_NAME} cannot be used: {error}; check DATABASE_URL")
             time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (jitter, not a secret)
 
