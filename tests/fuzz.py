@@ -56,7 +56,10 @@ def send_requests(seed):
     return cases, faults, seed
 
 
-def good(methods, path, content_type="", body=just(b"")):
+NOTHING = just(b"")
+
+
+def good(methods, path, content_type="", body=NOTHING):
     return tuples(sampled_from(methods.split()), path, just(content_type), body)
 
 
@@ -96,7 +99,7 @@ SPOILT |= just(("wsgi.input_terminated", True))
 
 
 def call(request, other_body, spoilt):
-    """Call the app with a good request, of which some is spoilt; hold the answer to what WSGI and the README promise."""
+    """Call the app with a good request, some of it spoilt; hold the answer to what WSGI and the README promise."""
     method, path, content_type, body = request
     body = body if other_body is None else other_body
     environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": "", "CONTENT_TYPE": content_type}

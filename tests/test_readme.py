@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.sqlite  # which writes JSON without blanks
 def test_the_readmes_session_gives_what_it_prints(run, start):
     assert run("seed.py").returncode == 0
-    host = start().url.removeprefix("http://")
+    host = start(CORS_ORIGINS="https://a.example").url.removeprefix("http://")
     session = "".join(re.findall(r"```console\n(.*?)```", README, re.DOTALL))
     steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
     assert len(steps) > 10
