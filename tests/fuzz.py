@@ -41,8 +41,7 @@ def send_round(seed):
         environment["TOKEN"] = server.log_in()
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
         faults = [line for line in server.output if " ERROR " in line]
-        if done.returncode:
-            faults.append(done.stdout.partition("= FAILURES =")[2] or done.stdout + done.stderr)
+        faults += [done.stdout.partition("= FAILURES =")[2] or done.stdout + done.stderr] if done.returncode else []
         return int(re.search(r"(\d+) generated|$", done.stdout)[1] or 0), faults
 
 
@@ -73,25 +72,17 @@ QUERY = ANY | lists(builds("{}={}".format, PARAMETERS, NUMBERS | VALUE), min_siz
 FIELD = ANY | sampled_from(["faisal", "CSE115", None, 0, []])
 OBJECT = fixed_dictionaries(dict.fromkeys(["code", "name", "instructor", "username", "password"], FIELD))
 JSON = (OBJECT | OBJECT | lists(OBJECT)).map(lambda value: json.dumps(value).encode())
-CSV = lists(builds("\n{},{},{}".format, ANY, ANY, ANY)).map(
-    lambda rows: f"code,name,instructor{''.join(rows)}".encode()
+CSV = builds("code,name,instructor{}".format, lists(builds("\n{},{},{}".format, ANY, ANY, ANY)).map("".join)).map(
+    str.encode
 )
 FORM = builds("username={}&password={}".format, VALUE, VALUE).map(str.encode)
 LOGIN, COURSES, COURSE = just("/login"), just("/courses"), just("/courses/CSE115") | builds("/courses/{}".format, ANY)
-GOOD = (
-    good("GET HEAD", COURSES)
-    | good("GET HEAD", COURSE)
-    | good("PUT PATCH DELETE OPTIONS", COURSE, "application/json", JSON)
-)
-GOOD |= good(
-    "GET", sampled_from(["/", "", "/health", "/docs", "/openapi.yaml", "/courses/", "/docs/swagger_style.css"])
-)
+PAGES = sampled_from(["/", "", "/health", "/docs", "/openapi.yaml", "/courses/", "/docs/swagger_style.css"])
+GOOD = good("GET HEAD", COURSES | COURSE | PAGES) | good("PUT PATCH DELETE OPTIONS", COURSE, "application/json", JSON)
 GOOD |= good("POST", LOGIN, "application/json", JSON) | good("POST", LOGIN, "application/x-www-form-urlencoded", FORM)
 GOOD |= good("POST", COURSES, "application/json", JSON) | good("POST", COURSES, "text/csv", CSV)
 ADDRESSES = sampled_from(["", "::1", "fe80::1%eth0", "::ffff:192.0.2.1", "::1%a/b", "a:b", "unix:", "[::1]:80"])
-HEADERS = (
-    "ACCEPT AUTHORIZATION COOKIE EXPECT IF_MATCH IF_MODIFIED_SINCE IF_NONE_MATCH ORIGIN RANGE TRANSFER_ENCODING HOST"
-)
+HEADERS = "ACCEPT AUTHORIZATION COOKIE EXPECT IF_MATCH IF_MODIFIED_SINCE IF_NONE_MATCH ORIGIN RANGE TRANSFER_ENCODING"
 SPOILT = tuples(sampled_from([f"HTTP_{name}" for name in HEADERS.split()]), VALUE) | tuples(just("QUERY_STRING"), QUERY)
 SPOILT |= tuples(just("CONTENT_LENGTH"), NUMBERS | just("٣") | ANY) | tuples(just("CONTENT_TYPE"), TYPES | VALUE)
 SPOILT |= tuples(sampled_from(["REQUEST_METHOD", "PATH_INFO"]), ANY) | tuples(just("REMOTE_ADDR"), ADDRESSES | ANY)
