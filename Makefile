@@ -29,7 +29,7 @@ bench: .venv/ready-bench  ## measure the API beside its peers, and on larger cat
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py growth
 
 clean:  ## remove the virtual environment and caches, not the database
-	rm -rf .venv .pytest_cache .ruff_cache __pycache__ tests/__pycache__
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

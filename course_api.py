@@ -53,6 +53,7 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.proxy_headers import proxy_headers_middleware
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ErrorTask, WSGITask
+from waitress.utilities import BadRequest
 
 import models
 from models import Code, Course, Instructor, Name, Password, Text, User, Username
@@ -615,6 +616,12 @@ def get_health():
     return '{"status": "ok"}'
 
 
+def send_file(name, folder, **options):
+    """Answer a file, whole, whatever Range asks for."""
+    request.environ.pop("HTTP_RANGE", None)
+    return static_file(name, folder, etag=False, **options)
+
+
 @app.get("/", public=True)
 def go_to_docs():
     """Lead to the page of this API."""
@@ -624,20 +631,20 @@ def go_to_docs():
 @app.get("/docs", public=True)
 def get_docs():
     """Answer the page of this API, to read and to try it."""
-    return static_file("docs.html", HERE, etag=False, headers={"Content-Security-Policy": DOCS_POLICY})
+    return send_file("docs.html", HERE, headers={"Content-Security-Policy": DOCS_POLICY})
 
 
 @app.get("/docs/<name:re:swagger_(bundle\\.js|style\\.css)>", public=True)
 def get_docs_file(name):
     """Answer a file of that page."""
     kind = "text/css" if name.endswith("css") else "text/javascript"
-    return static_file(name, SWAGGER, mimetype=kind, etag=False)
+    return send_file(name, SWAGGER, mimetype=kind)
 
 
 @app.get("/openapi.yaml", public=True)
 def get_openapi():
     """Answer the description of this API, for that page and for other programs."""
-    return static_file("openapi.yaml", HERE, mimetype="application/yaml", etag=False)  # RFC 9512
+    return send_file("openapi.yaml", HERE, mimetype="application/yaml")  # RFC 9512
 
 
 # -- The server --------------------------------------------------------------------------------------------------------
@@ -657,7 +664,7 @@ LINGER_SECONDS = 0.5  # after SIGTERM, how long to wait for a request that is on
 DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and for one that is worked on: Docker kills after 10
 STALL_SECONDS = 0.005  # how long a request may take before another thread serves the next ones
 
-MOST_BLANKS = 1000  # in the headers of a request
+MOST_BLANKS, MOST_CHUNK_HEAD = 1000, 4096  # in the headers of a request; bytes
 
 stopping, ending = threading.Event(), threading.Event()  # no new connections; no new requests
 access_log = collections.deque()  # the lines that are yet to be written
@@ -710,13 +717,24 @@ class Refusal(Answer, ErrorTask):
 
 
 class Parser(HTTPRequestParser):
+    """waitress' parser, which refuses what it would take long for."""
+
+    def received(self, data):
+        consumed = super().received(data)
+        if self.chunked and len(self.body_rcv.control_line) + len(self.body_rcv.trailer) > MOST_CHUNK_HEAD:
+            self.error, self.completed = BadRequest("the head of a chunk is too long"), True
+        return consumed
+
     def parse_header(self, header_plus):
-        """Refuse what another server could read in another way (RFC 9112 §6.1), or waitress' patterns take long for."""
+        """Refuse what another server could read in another way, too (RFC 9112 §6.1)."""
         if header_plus.count(b" ") + header_plus.count(b"\t") > MOST_BLANKS:
             raise ParsingError("there are too many blanks in the headers")
-        super().parse_header(header_plus)
-        if "TRANSFER_ENCODING" in self.headers or (self.chunked and "CONTENT_LENGTH" in self.headers):
-            raise ParsingError("Transfer-Encoding must come alone, in HTTP/1.1")
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # which waitress does not expect of Python
+            raise ParsingError("there is a bad number or address in the headers") from None
+        if b"transfer-encoding" in header_plus.lower() and not (self.chunked and "CONTENT_LENGTH" not in self.headers):
+            raise ParsingError("Transfer-Encoding must be chunked and without Content-Length, in HTTP/1.1")
 
 
 class Channel(HTTPChannel):
@@ -726,6 +744,13 @@ class Channel(HTTPChannel):
     def readable(self):
         """Begin no new request when the server is ending."""
         return bool(self.request or not ending.is_set()) and super().readable()
+
+    def writable(self):
+        """Hang up on a client that asks for more and reads nothing; waitress does so only after the last request."""
+        if self.waiting and time.time() - self.last_activity > self.adj.channel_timeout:
+            self.handle_close()
+            return False
+        return super().writable()
 
     def handle_write(self):
         """Send; when all is sent, let the next request be worked on that waits for it."""

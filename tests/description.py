@@ -36,6 +36,10 @@ def find(method, path):
     return None
 
 
+def hold(value, schema):
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
 def check(method, path, status, headers, body):
     """Hold an answer to its description: its status, its headers, the type and the schema of its body."""
     operation = find(method, path)
@@ -50,7 +54,7 @@ def check(method, path, status, headers, body):
         assert value is not None or not header.get("required"), f"{seen} without {name}"
         if value is not None:
             whole = header["schema"].get("type") == "integer"
-            jsonschema.validate(int(value) if whole else value, header["schema"])
+            hold(int(value) if whole else value, header["schema"])
     content_type = headers.get("Content-Type", "").partition(";")[0]
     if method == "HEAD" or status in (204, 302, 304):
         assert not body
@@ -58,4 +62,4 @@ def check(method, path, status, headers, body):
         assert content_type in described["content"], f"{seen} as {content_type}"
         text = body.decode()
         value = json.loads(text) if content_type == "application/json" else text
-        jsonschema.validate(value, described["content"][content_type]["schema"])
+        hold(value, described["content"][content_type]["schema"])

@@ -241,3 +241,26 @@ def test_clients_that_ask_and_ask_and_read_nothing_hold_up_nobody(start):
             connection.settimeout(3)
             connection.sendall(GOOD)
             assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("tail", [b"0" * 9000, b"0\r\n" + b"x" * 9000, b"1;" + b"a" * 9000])
+def test_the_head_of_a_chunk_that_does_not_end_is_refused(api, tail):
+    assert exchange(api, CHUNKS + tail)[0] == (400, "Bad Request: the head of a chunk is too long")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        GOOD.replace(b"/health", b"http://["),
+        GOOD.replace(b"/health", b"http://[x]/health"),
+        GOOD[:-2] + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        GOOD[:-2] + b"Transfer-Encoding: ,\r\nContent-Length: 5\r\n\r\n",
+    ],
+)
+def test_what_python_cannot_make_a_number_or_an_address_of_is_a_bad_request(api, bad):
+    assert statuses(api, bad + GOOD) == [400]
+
+
+def test_a_part_of_a_file_is_the_whole_file(api):
+    assert api.request("/docs", Range="bytes=0-1") == api.request("/docs")
+    assert api.request("/docs", Range="bytes=99999999-")[0] == 200
