@@ -65,7 +65,7 @@ def prepare():
     """Make the tables that are missing; stop the program with one line where the database cannot be used.
 
     Two processes that start at once on a new database can get in each other's way: SQLite does not wait for the switch
-    to WAL, and PostgreSQL lets both make the same table, and one fail. So this is tried again, a few times.
+    to WAL, and the servers let both make the same table or index, and one fail. So this is tried again, a few times.
     """
     for attempts_left in range(9, -1, -1):
         try:
@@ -73,8 +73,9 @@ def prepare():
                 database.create_tables([Course, User, SigningKey])
             return
         except (peewee.PeeweeException, TypeError) as error:
-            both = isinstance(error, (peewee.IntegrityError, peewee.ProgrammingError)) or "locked" in str(error)
-            if not both or not attempts_left:
+            if not (
+                attempts_left and re.search("locked|exists|duplicate|deadlock|concurrent", str(error), re.IGNORECASE)
+            ):
                 sys.exit(f"the database {DATABASE_NAME} cannot be used: {error}; check DATABASE_URL")
             time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (jitter, not a secret)
 
