@@ -821,7 +821,8 @@ class Loop:
                 self.stop_listening()
             deaf = ending.is_set()
             poll = max(self.sockets) >= 1024  # select() is faster, and cannot watch those
-            wasyncore.loop(0 if self.tasks else 1, use_poll=poll, map=self.sockets, count=1)
+            seconds = 0 if self.tasks else STALL_SECONDS if deaf else 1
+            wasyncore.loop(seconds, use_poll=poll, map=self.sockets, count=1)
             self.deaf = deaf
         while self.leader is me:
             try:
