@@ -162,7 +162,7 @@ class Code(Text):
 
 FIELDS = ("id", "code", "name", "instructor")
 BATCH = 1000  # courses in one INSERT
-NO_LIMIT = 2**62  # rows
+NO_LIMIT = 2**62  # rows; said even where there is none, since MariaDB sorts a subquery with a limit only
 
 
 class Page(NamedTuple):
@@ -266,7 +266,7 @@ class Course(BaseModel):
         They are in the order of the field `sort` and then of id, descending with "-" in front. The page has up to
         `limit` courses, with 0 all. It begins after so many courses as `offset` says, or where a cursor says.
         """
-        if (q, instructor, sort, limit, offset, after) == ("", "", "id", 0, 0, ""):
+        if ALL_COURSES and (q, instructor, sort, limit, offset, after) == ("", "", "id", 0, 0, ""):
             total, courses = database.execute_sql(*ALL_COURSES).fetchone()
             return Page(total, ENCODE(courses), "")
         number, _, value = after.partition(":")
@@ -329,16 +329,14 @@ def page_query(sort, like, by_instructor, after, is_part):
     """Return the SQL for a page of this kind, and the names of its values in their order; made once for each kind."""
     value = functools.partial(peewee.Value, converter=False)
     column, descending = getattr(Course, sort.lstrip("-")), sort.startswith("-")
-    match = []
+    rows = Course.select()
     if like:
         pattern = NodeList((value("q"), SQL("ESCAPE '!'"))) if like == peewee.OP.ILIKE else value("q")
         fields = (Expression(field, like, pattern) for field in (Course.code, Course.name, Course.instructor))
-        match.append(functools.reduce(operator.or_, fields))
+        rows = rows.where(functools.reduce(operator.or_, fields))
     if by_instructor:
-        match.append(Course.instructor == value("instructor"))
-    total, rows = Course.select(fn.COUNT(SQL("*"))), Course.select()
-    for condition in match:
-        total, rows = total.where(condition), rows.where(condition)
+        rows = rows.where(Course.instructor == value("instructor"))
+    total = rows.select(fn.COUNT(SQL("*")))
     if after:
         ours, theirs = peewee.Tuple(column, Course.id), peewee.Tuple(value("value"), value("id"))
         if column is Course.id:
@@ -358,11 +356,10 @@ UPDATE_SAME, _ = Course.update(NEW_VALUES).where(*SAME).sql()
 DELETE_COURSE, _ = Course.delete().where(Course.code == "").sql()
 DELETE_SAME, _ = Course.delete().where(*SAME).sql()
 ONE_COURSE, _ = Course.select(json_object(Course).cast(TYPE)).where(Course.code == "").sql()
+ALL_COURSES = None
 if isinstance(database, peewee.SqliteDatabase):
-    ALL_COURSES = json_array(Course, Course, fn.COUNT(SQL("*"))).sql()  # SQLite reads a table in the order of its ids
-else:
-    rows = Course.select().order_by(Course.id).limit(database.limit_max).alias("page")  # MariaDB sorts with limit only
-    ALL_COURSES = json_array(rows, rows.c, fn.COUNT(SQL("*"))).sql()
+    # It reads a table in the order of its ids, which is quicker than a page of all courses.
+    ALL_COURSES = json_array(Course, Course, fn.COUNT(SQL("*"))).sql()
 
 # -- Courses in files --------------------------------------------------------------------------------------------------
 
