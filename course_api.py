@@ -90,9 +90,8 @@ if settings.SECRET_KEY and len(os.fsencode(settings.SECRET_KEY)) < 32:  # RFC 75
 try:
     NAME_LIMIT = limits.parse(settings.LOGIN_LIMIT)
     ADDRESS_LIMIT = type(NAME_LIMIT)(10 * NAME_LIMIT.amount, NAME_LIMIT.multiples)
-    storage = limits.storage.storage_from_string(
-        settings.LIMIT_STORAGE, wrap_exceptions=True, socket_timeout=2, socket_connect_timeout=2
-    )
+    seconds = {"socket_timeout": models.SERVER_SECONDS, "socket_connect_timeout": models.SERVER_SECONDS}
+    storage = limits.storage.storage_from_string(settings.LIMIT_STORAGE, wrap_exceptions=True, **seconds)
     throttle = limits.strategies.MovingWindowRateLimiter(storage)
 except ValueError:
     sys.exit(f"LOGIN_LIMIT: {settings.LOGIN_LIMIT} is not like 5/5minutes")
@@ -191,6 +190,8 @@ def allow_origin():
 
 if ORIGINS:
     app.add_hook("after_request", allow_origin)
+if models.is_pooled:
+    app.add_hook("after_request", models.database.close)  # hands the connection back
 
 
 @app.hook("before_request")
@@ -333,6 +334,7 @@ REASONS = {  # PyJWT's own words can quote the token, and must not reach a heade
     jwt.InvalidSignatureError: "the token is not signed with this API's key",
     jwt.MissingRequiredClaimError: "the token lacks sub, iat or exp",
 }
+CLOCK_SECONDS = 5  # how far the clocks of several machines may be apart: another one's token is not of the future
 
 
 @functools.cache
@@ -356,7 +358,8 @@ def verify_token(token, key):
     """
     if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII):  # base64url without padding (RFC 7515 §2)
         raise jwt.DecodeError
-    claims = jwt.decode(token, key, algorithms=["HS256"], options={"require": ["sub", "iat", "exp"]})
+    options = {"require": ["sub", "iat", "exp"]}
+    claims = jwt.decode(token, key, algorithms=["HS256"], options=options, leeway=CLOCK_SECONDS)
     if isinstance(claims["exp"], str) or isinstance(claims["iat"], str):  # numbers (RFC 7519 §2), but PyJWT takes them
         raise jwt.DecodeError
     return int(claims["exp"])
@@ -902,7 +905,7 @@ def prepare():
     except peewee.PeeweeException as error:
         sys.exit(f"the database {models.DATABASE_NAME} cannot keep a key: {error}; set SECRET_KEY, or make it writable")
     has_users = User.select().exists()
-    models.database.close()  # a server may fork now, and a connection must not be shared
+    models.serve_requests()
     return has_users
 
 

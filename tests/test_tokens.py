@@ -154,6 +154,11 @@ def test_a_remembered_token_is_refused_the_second_it_expires(stranger, monkeypat
     assert course_api.verify_token.cache_info().hits == hits + 2
 
 
+@pytest.mark.parametrize(("ahead", "status"), [(4, 200), (60, 401)])
+def test_a_token_of_a_machine_whose_clock_is_a_little_ahead_is_good(stranger, ahead, status):
+    stranger.get(f"/courses?token={sign(claims(iat=int(time.time()) + ahead))}", status=status)
+
+
 def test_a_changed_key_forgets_the_tokens_it_remembered(stranger, monkeypatch):
     path = f"/courses?token={sign(claims())}"
     stranger.get(path, status=200)
