@@ -11,6 +11,7 @@ WORKDIR /app
 COPY requirements.txt requirements-servers.txt ./
 RUN pip install --root-user-action=ignore --requirement requirements.txt --requirement requirements-servers.txt
 COPY models.py seed.py course_api.py docs.html openapi.yaml ./
+COPY migrations ./migrations
 RUN python -m compileall -q .
 
 USER 10001:10001

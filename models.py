@@ -20,6 +20,7 @@ import os
 import random
 import re
 import secrets
+import selectors
 import sqlite3
 import sys
 import time
@@ -28,28 +29,88 @@ from typing import NamedTuple
 import argon2
 import msgspec
 import peewee
-from peewee import SQL, Expression, NodeList, fn
+from peewee import SQL, Case, Expression, NodeList, fn
 from playhouse import db_url
+from playhouse.cockroachdb import PooledCockroachDatabase
+from playhouse.migrations import Runner
+from playhouse.pool import PooledDatabase, PooledMySQLDatabase, PooledPostgresqlDatabase
 
 # -- The database ------------------------------------------------------------------------------------------------------
 
 DATABASE_URL = os.environ.get("DATABASE_URL") or "sqlite:///courses.db"
 DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # what may be shown: no user, no password
 IN_MEMORY = DATABASE_URL in ("sqlite:///:memory:", "sqlite:///", "sqlite://")
-BUSY_SECONDS = 5  # how long a write waits for another one to end
-OPTIONS, COLLATION = {}, None  # compares and sorts texts by their characters' numbers; SQLite does so by itself
+BUSY_SECONDS = 5  # how long a write in SQLite waits for another one to end, and how long conflicts are tried again
+SERVER_SECONDS = 1.5  # how long a request lets a database server take for a statement
+MOST_SECONDS = SERVER_SECONDS + 0.3  # and waits: as a rule it is the server that gives up, and has done nothing then
+AWAY_SECONDS = 1  # how long a server that could not be reached is left alone
+MIGRATIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
+
+
+def can_use(socket, event, seconds):
+    """Return whether a socket can be read, or written, within so many seconds."""
+    with getattr(selectors, "PollSelector", selectors.DefaultSelector)() as selector:  # the cheapest for one
+        selector.register(socket, event)
+        return bool(selector.select(seconds))
+
+
+class Pool(PooledDatabase):
+    """Peewee's pool, with fewer questions to the server, and without a queue for one that has gone away.
+
+    A thread has one connection at most, so that the pool needs no limit of its own.
+    """
+
+    away_until = 0  # on the monotonic clock
+
+    def _connect(self):
+        if time.monotonic() < self.away_until:
+            raise peewee.OperationalError("it could not be reached a moment ago")
+        try:
+            return super()._connect()
+        except Exception:
+            self.away_until = time.monotonic() + AWAY_SECONDS
+            raise
+
+    def _is_closed(self, connection):
+        """Return whether the server has closed an idle connection: then, and only then, there is something to read."""
+        return can_use(getattr(connection, "_sock", connection), selectors.EVENT_READ, 0)  # PyMySQL's has no fileno()
+
+    def _can_reuse(self, connection):
+        """Return whether a connection has lived through its request."""
+        return connection.open if hasattr(connection, "open") else not connection.closed
+
+
+for pooled, *schemes in (
+    (PooledPostgresqlDatabase, "postgres", "postgresql"),
+    (PooledCockroachDatabase, "cockroachdb"),
+    (PooledMySQLDatabase, "mysql", "mariadb"),
+):
+    db_url.register_database(type(pooled.__name__, (Pool, pooled), {}), *schemes)
+
+COLLATION, BEGIN, MIGRATION_LOCK = None, (), "SELECT 1"  # SQLite compares by characters' numbers without being told
 if DATABASE_URL.startswith("sqlite"):
     # FULL: an acknowledged write survives a power cut, which WAL alone does not promise (sqlite.org/pragma.html).
     # 8 MB of cache for each connection, not 2: a page out of 100,000 courses takes half as long (measured).
     pragmas = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": "on", "cache_size": -8000}
-    OPTIONS = {"timeout": BUSY_SECONDS, "pragmas": pragmas}
-elif DATABASE_URL.startswith("postgres"):
-    COLLATION = '"C"'
-elif DATABASE_URL.startswith("mysql"):
-    COLLATION = "utf8mb4_nopad_bin"
-    # JSON_ARRAYAGG cuts what is longer, without an error; max_allowed_packet stays a limit. An update that changes
+    OPTIONS, REQUEST_OPTIONS = {"timeout": BUSY_SECONDS, "pragmas": pragmas}, {}
+    BEGIN = ("IMMEDIATE",)
+elif DATABASE_URL.startswith(("postgres", "cockroachdb")):
+    OPTIONS = {"connect_timeout": 5, "stale_timeout": 300}
+    REQUEST_OPTIONS = {"options": f"-c statement_timeout={SERVER_SECONDS * 1000:.0f}"}
+    if DATABASE_URL.startswith("postgres"):  # CockroachDB has neither, and does not need them
+        COLLATION, MIGRATION_LOCK = '"C"', "SELECT pg_advisory_xact_lock(5000)"
+else:
+    # JSON_ARRAYAGG gives NULL for what is longer; max_allowed_packet stays a limit. An update that changes
     # nothing counts as one only with FOUND_ROWS, 2.
-    OPTIONS = {"init_command": "SET SESSION group_concat_max_len = 4294967295", "client_flag": 2, "charset": "utf8mb4"}
+    session = "SET SESSION group_concat_max_len = 4294967295"
+    OPTIONS = {"connect_timeout": 5, "stale_timeout": 300, "init_command": session, "client_flag": 2}
+    REQUEST_OPTIONS = {
+        "connect_timeout": MOST_SECONDS,
+        "read_timeout": MOST_SECONDS,
+        "write_timeout": MOST_SECONDS,
+        "init_command": f"{session} /*M! , max_statement_time = {SERVER_SECONDS} */",  # MySQL has no such variable
+    }
+    COLLATION, MIGRATION_LOCK = "utf8mb4_nopad_bin", "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)"
 if IN_MEMORY:
     # SQLite's ":memory:" is one database per connection. This one is for all threads, and lives as long as `keeper`.
     OPTIONS |= {"database": "file:/courses?vfs=memdb", "uri": True}
@@ -60,24 +121,89 @@ try:
 except (RuntimeError, ValueError, peewee.PeeweeException):
     sys.exit(f"DATABASE_URL: {DATABASE_NAME} is not like sqlite:///courses.db or postgresql://user@host/name")
 
+is_pooled = isinstance(database, Pool)
+
+# What tells that a conflict with another client has undone a statement, or the transaction it is in: the SQLSTATEs of
+# PostgreSQL and CockroachDB for a serialization failure and a deadlock, MariaDB's numbers for the same, and SQLite's.
+CONFLICTS = {"40001", "40P01", 1020, 1213, "database is locked", "database table is locked"}
+
+
+def retried(operation):
+    """Return the operation, one statement or one transaction, such that it is tried again after a conflict.
+
+    That is safe, for it is as if it had never been. There are ten attempts at most, within BUSY_SECONDS, with pauses of
+    random length, lest the same two meet again.
+    """
+
+    @functools.wraps(operation)
+    def attempt(*args, **kwargs):
+        end, attempts = time.monotonic() + BUSY_SECONDS, 0
+        while True:
+            try:
+                return operation(*args, **kwargs)
+            except peewee.OperationalError as error:
+                attempts += 1
+                codes = {getattr(getattr(error, "orig", None), "pgcode", None), *error.args}
+                too_late = attempts == 10 or time.monotonic() > end or database.in_transaction()
+                if too_late or not codes & CONFLICTS:
+                    raise
+            time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (jitter, not a secret)
+
+    return attempt
+
+
+database.execute_sql = retried(database.execute_sql)  # each statement of each query, but for those in a transaction
+
+
+@retried
+def migrate():
+    """Bring the schema up to date, in a transaction where the database can, while other copies wait.
+
+    Stops the program where the schema is of a newer release. A lock of MariaDB's is held until its connection closes.
+    """
+    runner = Runner(database, MIGRATIONS)
+    steps = runner.status()
+    unknown = [step.name for step in steps if not step.path]
+    if unknown:
+        sys.exit(f"the database {DATABASE_NAME} is of a newer release, with {unknown[-1]}: use that, or a backup")
+    if not all(step.applied for step in steps):
+        with database.atomic(*BEGIN):
+            database.execute_sql(MIGRATION_LOCK)
+            runner.up()
+
 
 def prepare():
-    """Make the tables that are missing; stop the program with one line where the database cannot be used.
+    """Bring the schema up to date; stop the program with one line where the database cannot be used."""
+    try:
+        migrate()
+        disconnect()
+    except (peewee.PeeweeException, TypeError) as error:
+        sys.exit(f"the database {DATABASE_NAME} cannot be used: {error}; check DATABASE_URL")
 
-    Two processes that start at once on a new database can get in each other's way: SQLite does not wait for the switch
-    to WAL, and the servers let both make the same table or index, and one fail. So this is tried again, a few times.
-    """
-    for attempts_left in range(9, -1, -1):
-        try:
-            with database.connection_context():
-                database.create_tables([Course, User, SigningKey])
-            return
-        except (peewee.PeeweeException, TypeError) as error:
-            if not (
-                attempts_left and re.search("locked|exists|duplicate|deadlock|concurrent", str(error), re.IGNORECASE)
-            ):
-                sys.exit(f"the database {DATABASE_NAME} cannot be used: {error}; check DATABASE_URL")
-            time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (jitter, not a secret)
+
+def disconnect():
+    """Close this thread's connection, and the pool's."""
+    database.close()
+    if is_pooled:
+        database.close_idle()
+
+
+def serve_requests():
+    """Let nobody wait long for a server from now on; and disconnect, for a fork must not share a connection."""
+    disconnect()
+    database.connect_params |= REQUEST_OPTIONS
+    if is_pooled and isinstance(database, peewee.PostgresqlDatabase):
+        import psycopg2
+
+        def wait(connection):
+            """Wait for PostgreSQL to connect or to answer, which psycopg2 by itself would do for ever."""
+            end = time.monotonic() + MOST_SECONDS
+            while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+                event = selectors.EVENT_READ if state == psycopg2.extensions.POLL_READ else selectors.EVENT_WRITE
+                if not can_use(connection, event, max(0, end - time.monotonic())):
+                    raise psycopg2.OperationalError("there was no answer in time")
+
+        psycopg2.extensions.set_wait_callback(wait)
 
 
 def backup(path):
@@ -217,17 +343,26 @@ class Course(BaseModel):
                     taken.append((number, f"Course code {code} is in row {first} too"))
             except (TypeError, ValueError) as error:
                 bad.append((number, str(error)))
-        with database.atomic():
+        for _attempt in range(3):  # a code that is taken may be free again when it is looked for
             if not (bad or taken):
-                with contextlib.suppress(peewee.IntegrityError), database.atomic():  # a savepoint
-                    for batch in peewee.chunked(watch(courses.values()), BATCH):
-                        query = cls.insert_many([course[1:] for course in batch], [cls.code, cls.name, cls.instructor])
-                        (query.on_conflict(**UPSERT) if update else query).execute()
+                with contextlib.suppress(peewee.IntegrityError):
+                    cls.store(courses.values(), update, watch)
                     return len(courses)
             for codes in [] if update else peewee.chunked(courses, BATCH):
                 for (code,) in cls.select(cls.code).where(cls.code.in_(codes)).tuples():
                     taken.append((courses[code][0], f"Course code {code} is in the courses already"))
+            if bad or taken:
+                break
         raise UploadError(bad, taken)
+
+    @classmethod
+    @retried
+    @database.atomic()
+    def store(cls, courses, update, watch):
+        """Add courses that are good, each a tuple of its number and its fields; raise peewee.IntegrityError."""
+        for batch in peewee.chunked(watch(courses), BATCH):
+            query = cls.insert_many([course[1:] for course in batch], [cls.code, cls.name, cls.instructor])
+            (query.on_conflict(**UPSERT) if update else query).execute()
 
     @classmethod
     def get_all_courses(cls):
@@ -275,6 +410,8 @@ class Course(BaseModel):
         values = {"q": pattern, "instructor": instructor, "value": value, "id": number and int(number)}
         values |= {"limit": limit + 1 if limit else NO_LIMIT, "offset": 0 if after else offset}
         total, courses = database.execute_sql(sql, [values[name] for name in names]).fetchone()
+        if courses is None:  # MariaDB's way to say so
+            raise peewee.OperationalError("the list is longer than max_allowed_packet; raise that, or ask for pages")
         courses, cursor = ENCODE(courses), ""
         if limit:
             rows = split_array(courses)
@@ -305,8 +442,8 @@ def json_object(row):
 
 def json_array(table, columns, total):
     """Return the query for a total, and the JSON of the rows of a table, or of a subquery in its order."""
-    array = getattr(fn, ARRAY)(json_object(columns)).cast(TYPE)
-    return peewee.Select([table], [total, fn.COALESCE(array, SQL("'[]'"))]).bind(database)
+    array = Case(fn.COUNT(SQL("*")), [(SQL("0"), SQL("'[]'"))], getattr(fn, ARRAY)(json_object(columns)))
+    return peewee.Select([table], [total, array.cast(TYPE)]).bind(database)
 
 
 def make_pattern(q):
