@@ -449,14 +449,13 @@ def json_array(table, columns, total):
 def make_pattern(q):
     """Return the operator, and the pattern for it, that finds `q` in any case and takes each character as it is.
 
-    The databases differ in the cases they know. So where LIKE in SQLite is not enough, each character is looked for in
-    each of its cases: with a regular expression, or with SQLite's GLOB, which Peewee calls LIKE there.
+    The databases differ in the cases they know. So where LIKE, or PostgreSQL's ILIKE, is not enough, each character is
+    looked for in each of its cases: with a regular expression, or with SQLite's GLOB, which Peewee calls LIKE there.
     """
-    sqlite = isinstance(database, peewee.SqliteDatabase)
-    if sqlite and q.isascii():
+    if q.isascii() and not isinstance(database, peewee.MySQLDatabase):  # where LIKE goes by our collation
         return peewee.OP.ILIKE, "%" + re.sub(r"([!%_])", r"!\1", q) + "%"  # ! is what escapes
     cases = ("".join({c, *(case for case in (c.lower(), c.upper()) if len(case) == 1)}) for c in q)
-    if sqlite:
+    if isinstance(database, peewee.SqliteDatabase):
         return peewee.OP.LIKE, "*" + "".join(f"[{c}]" if len(c) > 1 or c in "*?[" else c for c in cases) + "*"
     return REGEXP, "".join(f"[{c}]" if len(c) > 1 else re.escape(c) for c in cases)
 

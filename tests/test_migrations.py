@@ -45,6 +45,7 @@ def test_a_database_of_the_first_release_is_brought_up_to_date(run, tmp_path):
     exported = run("seed.py", "export", "-").stdout
     assert exported.splitlines()[1:] == ["a,Old,Grace", "B,x,y", "b,x,y", "A,x,y"]
     with connected(tmp_path) as database:
+        database.execute_sql("UPDATE courses SET id = 5000000000 WHERE code = 'a'")
         ordered = database.execute_sql("SELECT code FROM courses ORDER BY code").fetchall()
     assert [code for (code,) in ordered] == ["A", "B", "a", "b"]
     assert history(tmp_path) == STEPS

@@ -31,6 +31,8 @@ import time
 import traceback
 from typing import NamedTuple
 
+from test_outage import Postgres
+
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {"HOST": "127.0.0.1", "PORT": "0", "TOKEN_SECONDS": "100000", "LOGIN_LIMIT": "1000000/minute"}
 ONE, PAGE = "/courses/CSE115", "/courses?limit=50&sort=-name"
@@ -38,16 +40,16 @@ ONE, PAGE = "/courses/CSE115", "/courses?limit=50&sort=-name"
 # -- The server and its clients ----------------------------------------------------------------------------------------
 
 
-def start(folder, program, *arguments):
-    """Start one of the programs on the database in a folder."""
-    environment = {**os.environ, **SETTINGS, "DATABASE_URL": f"sqlite:///{folder}/courses.db"}
+def start(folder, program, *arguments, url=None):
+    """Start one of the programs on the database in a folder, or on that of a server."""
+    environment = {**os.environ, **SETTINGS, "DATABASE_URL": url or f"sqlite:///{folder}/courses.db"}
     command = [sys.executable, ROOT / program, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def run_seed(folder, *arguments):
+def run_seed(folder, *arguments, **options):
     """Run seed.py to its end."""
-    with start(folder, "seed.py", *arguments) as process:
+    with start(folder, "seed.py", *arguments, **options) as process:
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
 
@@ -63,8 +65,8 @@ class Answer(NamedTuple):
 class Server:
     """`python course_api.py` in a process of its own, with what it answered."""
 
-    def __init__(self, folder):
-        self.process = start(folder, "course_api.py")
+    def __init__(self, folder, **options):
+        self.process = start(folder, "course_api.py", **options)
         self.output = collections.deque(maxlen=100)  # its last lines but those of the access log
         self.answers, self.address, self.token = [], None, ""
         while not self.address:
@@ -93,9 +95,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder):
+def serving(folder, **options):
     """Run a server for the block; raise AssertionError where it has met a fault of its own."""
-    server = Server(folder)
+    server = Server(folder, **options)
     try:
         yield server
         assert not any("Traceback" in line for line in server.output), "there is a traceback in the log"
@@ -485,7 +487,48 @@ def locked(folder):
         return seen
 
 
-TESTS = {test.__name__: test for test in (kill, term, mixed, connections, memory, logins, backup, disk, locked)}
+def outage(folder):
+    """8 clients, while their PostgreSQL stops, crashes, and hangs, for two seconds each, five times in turn"""
+    ledger, returns = Ledger(), []
+    (folder / "postgres").mkdir()
+    folder.chmod(0o755)  # PostgreSQL may run as another user
+    postgres = Postgres(folder / "postgres")
+    postgres.start()
+    run_seed(folder, url=postgres.url)
+    try:
+        with serving(folder, url=postgres.url) as server:
+
+            def work(writer, stop):
+                client = Client(server)
+                while not stop.is_set():
+                    ledger.write(writer, client.ask)
+                    assert client.ask("GET", ONE).status in (200, 503)
+
+            with threads(8, work):
+                for kind in ("fast", "immediate", "hang") * 5:
+                    time.sleep(1)
+                    postgres.send(signal.SIGSTOP) if kind == "hang" else postgres.stop(kind)
+                    time.sleep(2)
+                    postgres.send(signal.SIGCONT) if kind == "hang" else postgres.start()
+                    client, begin = Client(server), time.monotonic()
+                    while client.ask("GET", ONE).status == 503:
+                        pass
+                    returns.append(time.monotonic() - begin)
+            courses = json.loads(client.read("/courses"))["courses"][2:]
+            stored = {course["code"]: int(course["name"]) for course in courses}
+            lost = [code for code, version in ledger.acknowledged.items() if stored.get(code, 0) < version]
+            assert not lost, f"{len(lost)} acknowledged writes are lost, such as {lost[:5]}"
+            refused = [answer.seconds for answer in server.answers if answer.status == 503]
+            return (
+                f"{len(refused):,} of {len(server.answers):,} requests were 503, after {max(refused):.2f} s at most, "
+                f"and others 200 {max(returns):.2f} s at most after it was back; "
+                f"{len(ledger.acknowledged):,} acknowledged courses, 0 lost"
+            )
+    finally:
+        postgres.stop("immediate")
+
+
+TESTS = {test.__name__: test for test in (kill, term, mixed, connections, memory, logins, backup, disk, locked, outage)}
 
 
 def main():
