@@ -665,7 +665,7 @@ LIMITS = {
 }
 LINGER_SECONDS = 0.5  # after SIGTERM, how long to wait for a request that is on its way
 DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and for one that is worked on: Docker kills after 10
-STALL_SECONDS = 0.005  # how long a request may take before another thread serves the next ones
+STALL_SECONDS = 0.001 if models.is_pooled else 0.005  # how long a request may take before another thread serves others
 
 MOST_BLANKS, MOST_CHUNK_HEAD = 1000, 4096  # in the headers of a request; bytes
 

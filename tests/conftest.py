@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 
 import description
+import psycopg2.extensions
 import pytest
 import webtest
 from playhouse import db_url
@@ -44,10 +45,13 @@ def database_url(folder, name="courses"):
 
 
 def ask_server(sql):
-    """Run a statement on the database server, outside of the tests' own databases."""
+    """Run a statement on the database server, outside of the tests' own databases, however long it takes."""
+    wait = psycopg2.extensions.get_wait_callback()
+    psycopg2.extensions.set_wait_callback(None)
     with contextlib.closing(db_url.connect(TEST_DATABASE_URL)._connect()) as connection:
         connection.autocommit = True
         connection.cursor().execute(sql)
+    psycopg2.extensions.set_wait_callback(wait)
 
 
 @atexit.register
@@ -92,6 +96,7 @@ def dummy_user():
 @pytest.fixture
 def app():
     course_api.storage.reset()
+    models.User.delete().where(models.User.username != seed.DUMMY_USER[0]).execute()
     models.Course.delete().execute()
     for code, name, instructor in seed.DUMMY_COURSES:
         models.Course.add_course(code, instructor, name)
@@ -116,21 +121,25 @@ class Server:
     """`python course_api.py` in a folder of its own; settings are given as keywords."""
 
     def __init__(self, folder, program="course_api.py", **settings):
-        environment = {**os.environ, "PORT": "0", "DATABASE_URL": database_url(folder), **settings}
+        self.launch([*PYTHON, ROOT / program], folder, {"PORT": "0", **settings})
+        with contextlib.suppress(AssertionError):
+            self.url = self.wait_for("Serving ").split(" on ")[1].split(";")[0]
+
+    def launch(self, command, folder, settings, **options):
+        """Start a process on the folder's database, and read what it says."""
         self.process = subprocess.Popen(
-            [*PYTHON, ROOT / program],
-            env=environment,
+            command,
+            env={**os.environ, "DATABASE_URL": database_url(folder), **settings},
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            **options,
         )
         self.output = []
         self.arrived = queue.Queue()
         self.reader = threading.Thread(target=self.read)
         self.reader.start()
-        with contextlib.suppress(AssertionError):
-            self.url = self.wait_for("Serving ").split(" on ")[1].split(";")[0]
 
     def read(self):
         for line in self.process.stdout:
