@@ -278,13 +278,20 @@ def require(given, message):
 
 
 def read_body():
-    """Return the request's body, in bytes; raise 413 where it is larger than MAX_BODY."""
+    """Return the request's body, in bytes; raise 413 where it is larger than MAX_BODY, 400 where it is not whole."""
     length, most = request.environ.get("CONTENT_LENGTH") or "", MAX_BODY + 1
-    if not length.isdecimal():  # a server that decodes chunks, which come without a length, says so
+    known = length.isdecimal()
+    if not known:  # a server that decodes chunks, which come without a length, says so
         length = most if request.environ.get("wsgi.input_terminated") else 0
-    body = request.environ["wsgi.input"].read(min(int(length), most))
+    length = min(int(length), most)
+    try:
+        body = request.environ["wsgi.input"].read(length)
+    except Exception:  # noqa: BLE001 (each server raises its own, where a chunk is bad or the client has gone)
+        raise HTTPError(400, "the body cannot be read, or it broke off") from None
     if len(body) == most:
         raise HTTPError(413, f"the body is larger than {MAX_BODY} bytes")
+    if known and len(body) < length:  # gunicorn and granian give what there is
+        raise HTTPError(400, "the body is shorter than its Content-Length")
     return body
 
 
