@@ -23,6 +23,7 @@ Every error is JSON of one shape, whatever went wrong: {"error": "a sentence tha
 """
 
 import argparse
+import array
 import collections
 import contextlib
 import functools
@@ -33,8 +34,10 @@ import logging
 import math
 import os
 import re
+import selectors
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -781,6 +784,18 @@ class Channel(HTTPChannel):
             super().handle_close()
 
 
+def refuse_more(listener):
+    """Let nobody else connect, where Linux can: it would reset who does so between the last accept() and the close().
+
+    A filter drops what comes for the listener. Who is dropped tries again after a second, and is refused by then.
+    """
+    if sys.platform == "linux":
+        drop_all = array.array("B", struct.pack("HBBI", 6, 0, 0, 0))  # BPF's "return 0"
+        program = struct.pack("HP", 1, drop_all.buffer_info()[0])
+        with contextlib.suppress(OSError):
+            listener.socket.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+
+
 class Loop:
     """Runs waitress on one thread, from the socket to the answer, as long as that keeps up.
 
@@ -850,9 +865,17 @@ class Loop:
         self.busy.set()
         for listener in self.listeners:
             if listener.accepting:
-                for _ in range(listener.adj.backlog):  # who has connected by now is still served
-                    listener.handle_accept()
+                self.accept_all(listener)
+                refuse_more(listener)
+                self.accept_all(listener)  # who came between the two
                 wasyncore.dispatcher.close(listener)
+
+    def accept_all(self, listener):
+        """Accept who has connected by now, and is still served."""
+        for _ in range(listener.adj.backlog):
+            if not models.can_use(listener.socket, selectors.EVENT_READ, 0):
+                break
+            listener.handle_accept()
 
     def look(self):
         """Let another thread lead where none does or its task takes long; write the access log."""
@@ -881,6 +904,7 @@ class Loop:
         signal.signal(signal.SIGINT, stop)
         while not stopping.is_set():
             self.look()
+        self.look_until(lambda: not any(listener.accepting for listener in self.listeners), DRAIN_SECONDS)
         self.look_until(lambda: not self.channels(), LINGER_SECONDS)
         ending.set()
         self.listeners[0].pull_trigger()
