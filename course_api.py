@@ -34,7 +34,6 @@ import logging
 import math
 import os
 import re
-import selectors
 import signal
 import socket
 import struct
@@ -524,7 +523,7 @@ def link(sent, page, limit, offset):
         changes["prev"] = {"offset": max(min(offset - limit, last), 0)}
     if page.cursor:
         changes["next"] = {"offset": offset + limit, "after": page.cursor}
-    kept = {name: value for name, value in sent.items() if name != "after"}
+    kept = {name: value.strip() for name, value in sent.items() if name != "after"}
     return ", ".join(f'</courses?{urlencode(kept | change)}>; rel="{name}"' for name, change in changes.items())
 
 
@@ -673,6 +672,7 @@ LIMITS = {
     "ident": None,  # no Server header
     "clear_untrusted_proxy_headers": False,  # nothing reads them
 }
+HANDSHAKE_SECONDS = 0.01  # how long a client that began to connect before SIGTERM may take for it
 LINGER_SECONDS = 0.5  # after SIGTERM, how long to wait for a request that is on its way
 DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and for one that is worked on: Docker kills after 10
 STALL_SECONDS = 0.001 if models.is_pooled else 0.005  # how long a request may take before another thread serves others
@@ -785,15 +785,14 @@ class Channel(HTTPChannel):
 
 
 def refuse_more(listener):
-    """Let nobody else connect, where Linux can: it would reset who does so between the last accept() and the close().
+    """Let nobody else begin to connect, where Linux can: who does so between accept() and close() would be reset.
 
-    A filter drops what comes for the listener. Who is dropped tries again after a second, and is refused by then.
+    A filter drops each SYN that comes for the listener. Its sender tries again after a second, and is refused by then.
     """
-    if sys.platform == "linux":
-        drop_all = array.array("B", struct.pack("HBBI", 6, 0, 0, 0))  # BPF's "return 0"
-        program = struct.pack("HP", 1, drop_all.buffer_info()[0])
+    if sys.platform == "linux":  # BPF: load the byte of the TCP flags; where SYN is set take 0 bytes, else all
+        code = array.array("B", struct.pack("HBBI" * 4, 0x30, 0, 0, 13, 0x45, 0, 1, 2, 6, 0, 0, 0, 6, 0, 0, 2**32 - 1))
         with contextlib.suppress(OSError):
-            listener.socket.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+            listener.socket.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 4, code.buffer_info()[0]))
 
 
 class Loop:
@@ -865,17 +864,11 @@ class Loop:
         self.busy.set()
         for listener in self.listeners:
             if listener.accepting:
-                self.accept_all(listener)
                 refuse_more(listener)
-                self.accept_all(listener)  # who came between the two
+                time.sleep(HANDSHAKE_SECONDS)
+                for _ in range(listener.adj.backlog):  # who has connected by now is still served
+                    listener.handle_accept()
                 wasyncore.dispatcher.close(listener)
-
-    def accept_all(self, listener):
-        """Accept who has connected by now, and is still served."""
-        for _ in range(listener.adj.backlog):
-            if not models.can_use(listener.socket, selectors.EVENT_READ, 0):
-                break
-            listener.handle_accept()
 
     def look(self):
         """Let another thread lead where none does or its task takes long; write the access log."""
