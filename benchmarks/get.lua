@@ -1,5 +1,5 @@
--- wrk: each request asks for a course at random, out of COURSES.
-local courses = tonumber(os.getenv("COURSES"))
+-- wrk: each request has a number of its own in place of the path's %d, at random below COURSES.
+local path, courses = wrk.path, tonumber(os.getenv("COURSES"))
 request = function()
-  return wrk.format("GET", "/courses/C" .. math.random(0, courses - 1))
+  return wrk.format("GET", path:format(math.random(0, courses - 1)))
 end
