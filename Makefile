@@ -14,7 +14,7 @@ test: .venv/ready-dev  ## run the tests, on SQLite or on the server that TEST_DA
 fuzz: .venv/ready-dev  ## try tens of thousands of made-up requests
 	$(BIN)/python tests/fuzz.py
 
-torture: .venv/ready-dev  ## kill, fill, lock and overload the API, for four minutes
+torture: .venv/ready-dev  ## kill, fill, lock and overload the API, for five minutes
 	$(BIN)/python tests/torture.py
 
 audit: .venv/ready-dev  ## look the dependencies up among the known vulnerabilities
