@@ -42,8 +42,7 @@ DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # what m
 IN_MEMORY = DATABASE_URL in ("sqlite:///:memory:", "sqlite:///", "sqlite://")
 BUSY_SECONDS = 5  # how long a write in SQLite waits for another one to end, and how long conflicts are tried again
 SERVER_SECONDS = 1.5  # how long a request lets a database server take for a statement
-MOST_SECONDS = SERVER_SECONDS + 0.3  # and waits: as a rule it is the server that gives up, and has done nothing then
-AWAY_SECONDS = 1  # how long a server that could not be reached is left alone
+MOST_SECONDS = SERVER_SECONDS + 0.2  # and waits: as a rule it is the server that gives up, and has done nothing then
 MIGRATIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
 
 
@@ -62,13 +61,25 @@ class Pool(PooledDatabase):
 
     away_until = 0  # on the monotonic clock
 
+    def leave_alone(self):
+        """Let nobody connect until all who wait for an answer have given up: connecting holds up who hands back."""
+        self.away_until = time.monotonic() + MOST_SECONDS
+
     def _connect(self):
         if time.monotonic() < self.away_until:
-            raise peewee.OperationalError("it could not be reached a moment ago")
+            raise peewee.OperationalError("it did not answer a moment ago")
         try:
             return super()._connect()
         except Exception:
-            self.away_until = time.monotonic() + AWAY_SECONDS
+            self.leave_alone()
+            raise
+
+    def execute_sql(self, sql, params=None):
+        try:
+            return super().execute_sql(sql, params)
+        except peewee.OperationalError as error:
+            if "timed out" in str(error):  # by PyMySQL, or by wait() below; a server has other words when it gives up
+                self.leave_alone()
             raise
 
     def _is_closed(self, connection):
@@ -201,7 +212,7 @@ def serve_requests():
             while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
                 event = selectors.EVENT_READ if state == psycopg2.extensions.POLL_READ else selectors.EVENT_WRITE
                 if not can_use(connection, event, max(0, end - time.monotonic())):
-                    raise psycopg2.OperationalError("there was no answer in time")
+                    raise psycopg2.OperationalError("it timed out")
 
         psycopg2.extensions.set_wait_callback(wait)
 

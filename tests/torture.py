@@ -488,7 +488,7 @@ def locked(folder):
 
 
 def outage(folder):
-    """8 clients, while their PostgreSQL stops, crashes, and hangs, for two seconds each, five times in turn"""
+    """8 clients, while their PostgreSQL stops, crashes, and hangs, for three seconds each, five times in turn"""
     ledger, returns = Ledger(), []
     (folder / "postgres").mkdir()
     folder.chmod(0o755)  # PostgreSQL may run as another user
@@ -508,7 +508,7 @@ def outage(folder):
                 for kind in ("fast", "immediate", "hang") * 5:
                     time.sleep(1)
                     postgres.send(signal.SIGSTOP) if kind == "hang" else postgres.stop(kind)
-                    time.sleep(2)
+                    time.sleep(3)
                     postgres.send(signal.SIGCONT) if kind == "hang" else postgres.start()
                     client, begin = Client(server), time.monotonic()
                     while client.ask("GET", ONE).status == 503:
