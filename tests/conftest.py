@@ -15,10 +15,9 @@ import urllib.parse
 import urllib.request
 
 import description
-import psycopg2.extensions
 import pytest
 import webtest
-from playhouse import db_url
+from servers import create_database, drop_database
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
@@ -40,24 +39,14 @@ def database_url(folder, name="courses"):
     with CREATING:
         if (folder, name) not in DATABASES:
             DATABASES[folder, name] = f"course_api_{os.getpid()}_{len(DATABASES)}"
-            ask_server(f"CREATE DATABASE {DATABASES[folder, name]}")
+            create_database(TEST_DATABASE_URL, DATABASES[folder, name])
     return f"{TEST_DATABASE_URL.rpartition('/')[0]}/{DATABASES[folder, name]}"
-
-
-def ask_server(sql):
-    """Run a statement on the database server, outside of the tests' own databases, however long it takes."""
-    wait = psycopg2.extensions.get_wait_callback()
-    psycopg2.extensions.set_wait_callback(None)
-    with contextlib.closing(db_url.connect(TEST_DATABASE_URL)._connect()) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(sql)
-    psycopg2.extensions.set_wait_callback(wait)
 
 
 @atexit.register
 def drop_databases():
     for database in DATABASES.values():
-        ask_server(f"DROP DATABASE {database}" + (" WITH (FORCE)" if "postgres" in TEST_DATABASE_URL else ""))
+        drop_database(TEST_DATABASE_URL, database)
 
 
 os.environ["DATABASE_URL"] = database_url(FOLDER.name)

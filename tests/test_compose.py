@@ -14,7 +14,8 @@ import threading
 import pytest
 import yaml
 from conftest import ROOT
-from test_rolling import NGINX, configure, find_ports, proxy
+from servers import find_ports
+from test_rolling import NGINX, configure, proxy
 
 import course_api
 

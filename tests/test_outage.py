@@ -2,64 +2,21 @@
 
 import concurrent.futures
 import contextlib
-import glob
 import json
-import os
-import pathlib
-import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import urllib.parse
 
 import peewee
 import psycopg2
+import pymysql
 import pytest
 from playhouse import db_url
+from servers import MARIADB_URL, POSTGRES_URL, Postgres, ask_server, new_database
 
 pytestmark = pytest.mark.sqlite  # once, whichever database the other tests use
 COURSE = {"code": "AAS 100", "name": "Intro Asian American Studies", "instructor": "Geng, Zhe"}
-
-
-class Postgres:
-    """A cluster in a folder of its own, on a free port."""
-
-    programs = os.path.dirname(shutil.which("initdb") or max(glob.glob("/usr/lib/postgresql/*/bin/initdb"), default=""))
-
-    def __init__(self, folder):
-        self.user = "postgres" if os.geteuid() == 0 else None  # it does not run as root
-        if self.user:
-            shutil.chown(folder, self.user)
-        self.folder = pathlib.Path(folder, "cluster")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        self.do("initdb", "--username=postgres", "--no-sync", "--auth=trust")
-
-    def do(self, program, *arguments):
-        command = [f"{self.programs}/{program}", f"--pgdata={self.folder}", *arguments]
-        subprocess.run(command, user=self.user, cwd="/", stdout=subprocess.DEVNULL, check=True)
-
-    def start(self, action="start"):
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}"
-        self.do("pg_ctl", action, "--wait", "--silent", f"--options={options}", f"--log={self.folder}/log")
-
-    def stop(self, mode="fast"):
-        self.do("pg_ctl", "stop", "--wait", "--silent", f"--mode={mode}")
-
-    def send(self, number):
-        """Send a signal to every process of the server."""
-        main = self.folder.joinpath("postmaster.pid").read_text().split()[0]
-        for process in (main, *pathlib.Path(f"/proc/{main}/task/{main}/children").read_text().split()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(process), number)
-
-    def is_inserting(self):
-        """Return whether somebody inserts something just now."""
-        with contextlib.closing(psycopg2.connect(self.url)) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'INSERT%'")
-            return cursor.fetchone()[0] > 0
 
 
 @pytest.fixture(scope="module")
@@ -148,23 +105,18 @@ def test_an_upload_that_its_server_leaves_stores_nothing_and_can_be_sent_again(a
 
 # -- Connections and statements, on the servers that the other tests use -----------------------------------------------
 
-SERVERS = [
-    os.environ.get("POSTGRES_URL", "postgresql://postgres@127.0.0.1/postgres"),
-    os.environ.get("MARIADB_URL", "mysql://root@127.0.0.1/mysql"),
-]
+SERVERS = [POSTGRES_URL, MARIADB_URL]
 
 
 @pytest.fixture(params=SERVERS, ids=lambda url: url.partition(":")[0])
 def url(request):
     """The address of a new database on each of the servers, in turn."""
-    server, name = db_url.connect(request.param), f"course_api_outage_{os.getpid()}"
     try:
-        server.execute_sql(f"CREATE DATABASE {name}")
-    except peewee.OperationalError:
+        ask_server(request.param, "SELECT 1")
+    except (psycopg2.OperationalError, pymysql.OperationalError):
         pytest.skip(f"needs {request.param}")
-    yield request.param.rpartition("/")[0] + "/" + name
-    server.execute_sql(f"DROP DATABASE {name}" + " WITH (FORCE)" * ("postgres" in request.param))
-    server.close_all()
+    with new_database(request.param) as url:
+        yield url
 
 
 @pytest.fixture

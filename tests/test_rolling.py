@@ -28,25 +28,15 @@ import redis
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from conftest import PYTHON, ROOT, Server
+from servers import POSTGRES_URL, ask_server, find_ports, new_database
 from torture import threads
 
-POSTGRES_URL = os.environ.get("POSTGRES_URL", "postgresql://postgres@127.0.0.1/postgres")
 REDIS_URL = "redis://127.0.0.1:6379/7"
 NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
 COPIES, CLIENTS, COURSES = 3, 6, 8  # courses that a client has in hand
 AWAY = {502, 503, 504}  # what a proxy may answer while a copy of the API is gone
 
 # -- nginx, and the copies of the API ----------------------------------------------------------------------------------
-
-
-def find_ports(number):
-    """Return ports that nothing uses, of those below what the system gives to outgoing connections."""
-    ports = set()
-    while len(ports) < number:
-        port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.add(port)
-    return list(ports)
 
 
 def configure(folder, port, copies):
@@ -122,33 +112,23 @@ class Copies:
             server.close()
 
 
-def ask_postgres(sql):
-    with contextlib.closing(psycopg2.connect(POSTGRES_URL)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(sql)
-
-
 @contextlib.contextmanager
 def running():
     """Run the whole on a database of its own for the block; yield the copies, nginx's address and a token."""
-    name = f"course_api_rolling_{os.getpid()}"
-    ask_postgres(f"CREATE DATABASE {name}")
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="course-api-") as folder,
-            contextlib.closing(Copies(folder, f"{POSTGRES_URL.rpartition('/')[0]}/{name}")) as copies,
-            proxy(folder, copies.servers) as address,
-        ):
-            copies.start_all()
-            with contextlib.closing(http.client.HTTPConnection(address, timeout=30)) as connection:
-                login = json.dumps({"username": "faisal", "password": "faisal"})
-                connection.request("POST", "/login", login, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                assert answer.status == 200
-                token = answer.read().decode()
-            yield copies, address, token
-    finally:
-        ask_postgres(f"DROP DATABASE {name} WITH (FORCE)")
+    with (
+        new_database(POSTGRES_URL) as url,
+        tempfile.TemporaryDirectory(prefix="course-api-") as folder,
+        contextlib.closing(Copies(folder, url)) as copies,
+        proxy(folder, copies.servers) as address,
+    ):
+        copies.start_all()
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+            login = json.dumps({"username": "faisal", "password": "faisal"})
+            connection.request("POST", "/login", login, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status == 200
+            token = answer.read().decode()
+        yield copies, address, token
 
 
 # -- The clients -------------------------------------------------------------------------------------------------------
@@ -280,7 +260,7 @@ def whole():
         pytest.skip("needs nginx: apt-get install nginx")
     try:
         redis.Redis.from_url(REDIS_URL).ping()
-        ask_postgres("SELECT 1")
+        ask_server(POSTGRES_URL, "SELECT 1")
     except (redis.ConnectionError, psycopg2.OperationalError):
         pytest.skip("needs a Redis at 127.0.0.1:6379, and a PostgreSQL there or at POSTGRES_URL")
     with running() as whole:

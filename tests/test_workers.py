@@ -23,6 +23,7 @@ import test_contract_repaired
 import test_lists
 import test_many
 from conftest import FOLDER, ROOT, Server
+from servers import find_ports
 from test_contract_inherited import NEW
 from test_lists import catalogue  # noqa: F401 (a fixture)
 from test_server import connect, read_all
@@ -52,8 +53,7 @@ class Workers(Server):
     """The app under one of the COMMANDS, on a folder's database."""
 
     def __init__(self, name, folder):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        (port,) = find_ports(1)
         self.url, self.stops = f"http://127.0.0.1:{port}", "Shutting down" if name == "granian" else "signal: term"
         # A line of the access log names the process, the method, the path without the query, and the status.
         gunicorn_log = "--access-logfile - --access-logformat '%(p)s %(m)s %(U)s %(s)s'"
