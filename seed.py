@@ -67,7 +67,7 @@ def read_password(username):
 
 def set_user(username):
     """Add a user or change the password; return the sentence that says which."""
-    username = models.Username(username)
+    username = models.clean("username", username)
     password = read_password(username)
     try:
         User.create_user(username, password)
@@ -81,17 +81,17 @@ def set_user(username):
 
 
 def read_courses(path):
-    """Return the courses of a file as dicts; raise ValueError where it is neither CSV nor JSON."""
+    """Return the courses of a file, a dict of each one's number and its fields; raise ValueError if it has none."""
     with open(0 if path == "-" else path, encoding="utf-8-sig", newline="") as file:
         text = file.read()
     if text.lstrip()[:1] not in ("[", "{"):
         return models.read_csv(text)
     courses = json.loads(text)
-    if isinstance(courses, dict):  # as GET /courses answers
+    if isinstance(courses, dict):  # as GET /courses returns
         courses = courses.get("courses")
     if not isinstance(courses, list):
         raise ValueError("the JSON is not a list of courses")
-    return courses
+    return dict(enumerate(courses, 1))
 
 
 def import_courses(path, update):
@@ -101,9 +101,7 @@ def import_courses(path, update):
         count = Course.add_courses(courses, update, progress)
     except models.UploadError as error:
         for number, message in error.rows:
-            row = courses[number - 1]
-            where = f"line {row['line']}" if isinstance(row, dict) and "line" in row else f"course {number}"
-            print(f"{where}: {message}", file=sys.stderr)
+            print(f"row {number}: {message}", file=sys.stderr)
         raise
     added = Course.select().count() - before
     return f"Added {added:,} courses" + (f", changed {count - added:,}." if update else ".")
@@ -111,11 +109,11 @@ def import_courses(path, update):
 
 def export_courses(path):
     """Write every course to a file; return the sentence that says how many."""
-    page = Course.get_page()
-    content = page.courses if path.endswith(".json") else models.make_csv(page.courses, progress)
+    total, courses, _ = Course.get_page()
+    content = courses if path.endswith(".json") else models.make_csv(courses, progress)
     with open(1 if path == "-" else path, "wb", closefd=path != "-") as file:
         file.write(content)
-    return f"Wrote {page.total:,} courses to {path}."
+    return f"Wrote {total:,} courses to {path}."
 
 
 def make_courses(count, number):
@@ -151,7 +149,8 @@ def main():
     out = sys.stdout
     try:
         if given.command != "backup":  # which makes nothing, not even a table
-            models.prepare()
+            with models.exit_if_unusable():
+                models.init_db()
         if given.command == "user":
             said = set_user(given.name)
         elif given.command == "import":
@@ -162,7 +161,8 @@ def main():
             models.backup(given.file)
             said = f"Copied the database to {given.file}."
         elif given.command == "random":
-            added = Course.add_courses(make_courses(given.count, given.seed), watch=progress)
+            courses = dict(enumerate(make_courses(given.count, given.seed), 1))
+            added = Course.add_courses(courses, watch=progress)
             said = f"Added {added:,} courses."
         else:
             said = "Added: " + (", ".join(add_dummy_data()) or "nothing, the dummy data is there")

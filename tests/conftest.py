@@ -55,6 +55,8 @@ import course_api  # noqa: E402 (reads the environment at import)
 import models  # noqa: E402
 import seed  # noqa: E402
 
+models.init_db()
+
 
 class Client(webtest.TestApp):
     """A client that holds every answer to what openapi.yaml says of it."""

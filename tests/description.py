@@ -7,7 +7,7 @@ import re
 import jsonschema
 import yaml
 
-DOCUMENT = yaml.safe_load((pathlib.Path(__file__).parent.parent / "openapi.yaml").read_text())
+DOCUMENT = yaml.safe_load((pathlib.Path(__file__).parent.parent / "docs/openapi.yaml").read_text())
 
 
 def resolve(part):

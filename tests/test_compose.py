@@ -32,7 +32,7 @@ def configure_services(secrets):
     assert shutil.which(command[0]), "needs Docker Compose: apt-get install docker-compose"
     environment = {name: value for name, value in os.environ.items() if name not in SECRETS} | secrets
     with tempfile.NamedTemporaryFile() as empty:  # instead of .env
-        command += ["--env-file", empty.name, "--file", ROOT / "compose.yaml", "config"]
+        command += ["--env-file", empty.name, "--file", ROOT / "deploy/compose.yaml", "config"]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 

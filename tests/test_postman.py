@@ -9,7 +9,7 @@ from conftest import ROOT
 
 import course_api
 
-COLLECTION = ROOT / "postman_collection.json"
+COLLECTION = ROOT / "docs/postman_collection.json"
 
 
 def test_the_collection_has_a_request_for_every_route():

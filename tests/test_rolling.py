@@ -41,7 +41,7 @@ AWAY = {502, 503, 504}  # what a proxy may answer while a copy of the API is gon
 
 def configure(folder, port, copies):
     """Write the project's nginx.conf to a folder, for nginx and copies of the API at these ports; return its path."""
-    conf = (ROOT / "nginx.conf").read_text()
+    conf = (ROOT / "deploy/nginx.conf").read_text()
     for pattern, replacement in (
         (r"server api:5000 resolve(.*);", "\n".join(rf"server 127.0.0.1:{copy}\1;" for copy in copies)),
         (r"listen 8080;", f"listen 127.0.0.1:{port};"),
