@@ -5,13 +5,16 @@
 
 Any other WSGI server can serve it as `course_api:app`, once seed.py has prepared the database.
 
-Settings are environment variables, read once at start; a bad value stops the start:
+Settings are environment variables, read once at start; a bad value stops the start. NAME_FILE names a file that holds
+the value, for a Docker secret:
 
     HOST           address to listen on (127.0.0.1)
     PORT           port to listen on (5000); 0 takes a free one
+    URL_PREFIX     path below which the API lives, such as /catalogue (none)
     DATABASE_URL   the database (sqlite:///courses.db); sqlite:///:memory: keeps nothing on disk
     SECRET_KEY     signs the tokens, 32 bytes or more; unset, a random key is made once and kept in the database
     TOKEN_SECONDS  token lifetime in seconds (200)
+    PUBLIC_READ    true: courses can be read without a token (false)
     LOGIN_LIMIT    failed logins allowed per user name and address (5/5minutes); ten times as many per address
     LIMIT_STORAGE  where failed logins are counted (memory://); redis://host:6379 for several processes
     TRUSTED_PROXY  address of the proxy whose X-Forwarded-For is believed, or * for any (none)
@@ -32,7 +35,6 @@ import logging
 import math
 import os
 import re
-import resource
 import signal
 import sys
 import threading
@@ -55,26 +57,22 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 import models
-from models import Course, User, ValidationError, clean
+import seed
+from models import Course, User, ValidationError, clean, read_setting
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
-
-
-def read_setting(name, default, kind=str, rule=""):
-    """Return a setting as a kind of value that msgspec knows; stop the program with one line if it is not one."""
-    try:
-        return msgspec.convert(os.environ.get(name) or default, kind, strict=False)
-    except msgspec.ValidationError:
-        sys.exit(f"{name} must be {rule}; see python course_api.py --help")
 
 
 LEVEL = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 RATE = Annotated[str, Meta(pattern=r"^[1-9]\d* *(/|per) *\d* *(second|minute|hour|day|month|year)s?$")]
 ORIGINS = Annotated[str, Meta(pattern=r"^((\*|[A-Za-z][\w+.-]*://[^/,\s]+)([,\s]+|$))*$")]
 HOST = read_setting("HOST", "127.0.0.1")
+PREFIX = Annotated[str, Meta(pattern=r"^(/[\w.~-]+)*$")]
 PORT = read_setting("PORT", "5000", Annotated[int, Meta(ge=0, le=65535)], "a whole number from 0 to 65535")
+URL_PREFIX = read_setting("URL_PREFIX", "", PREFIX, "a path like /catalogue, with no / at the end")
 SECRET_KEY = os.fsencode(read_setting("SECRET_KEY", ""))
 TOKEN_SECONDS = read_setting("TOKEN_SECONDS", "200", Annotated[int, Meta(ge=1, le=10**9)], "a whole number, 1 or more")
+PUBLIC_READ = read_setting("PUBLIC_READ", "false", bool, "true or false")
 LOGIN_LIMIT = limits.parse(read_setting("LOGIN_LIMIT", "5/5minutes", RATE, "like 5/5minutes"))
 LIMIT_STORAGE = read_setting("LIMIT_STORAGE", "memory://")
 TRUSTED_PROXY = read_setting("TRUSTED_PROXY", "")
@@ -95,6 +93,7 @@ except ValueError:
     sys.exit("TRUSTED_PROXY must be an IP address such as 127.0.0.1, or *; see python course_api.py --help")
 allowed_origins = CORS_ORIGINS.replace(",", " ").split()
 
+VERSION = "2.0.0"
 log = logging.getLogger("course_api")
 bottle.Response.default_content_type = "application/json"
 app = bottle.Bottle()
@@ -106,11 +105,13 @@ app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route
 def render_error(error):
     """Return any error, Bottle's own too, as JSON of the one shape; headers that came with it stay."""
     if error.status_code == 405:
-        allowed = {"OPTIONS", *error.headers["Allow"].split(",")}
-        response.set_header("Allow", ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set()))))
+        methods = {"OPTIONS", *error.headers["Allow"].split(",")}
+        allowed = sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+        response.set_header("Allow", ", ".join(allowed))
         if request.method == "OPTIONS":
             response.status = 204
             return b""
+        error.body = f"{request.method} is not allowed for {request.path}; use {' or '.join(allowed)}"
     return msgspec.json.encode(error.body if isinstance(error.body, dict) else {"error": error.body})
 
 
@@ -137,12 +138,12 @@ def handle_exceptions(callback):
             raise HTTPError(400, str(error)) from None
         except limits.errors.StorageError as error:
             log.error("the login limit's storage is not available: %s", error.storage_error)
-            raise HTTPError(503, "the login limit's storage is not available, try again soon", **RETRY) from None
+            raise HTTPError(503, "the login limit's storage is not available; try again soon", **RETRY) from None
         except Exception as error:
             models.database.close()
             if models.is_outage(error):
                 log.error("the database is not available: %s", error)
-                raise HTTPError(503, "the database is not available, try again soon", **RETRY) from None
+                raise HTTPError(503, "the database is not available; try again soon", **RETRY) from None
             log.exception("unexpected error")
             raise HTTPError(500, "Internal Server Error") from None
 
@@ -174,16 +175,19 @@ def allow_origin():
         exposed = "ETag, Link, Location, Retry-After, WWW-Authenticate, X-Total-Count"
         response.set_header("Access-Control-Allow-Origin", origin)
         response.set_header("Access-Control-Expose-Headers", exposed)
-        response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
-        response.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type, If-Match, If-None-Match")
-        response.set_header("Access-Control-Max-Age", "600")  # seconds
+        if request.method == "OPTIONS":
+            asked = request.environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "Authorization, Content-Type")
+            response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
+            response.set_header("Access-Control-Allow-Headers", asked)
+            response.set_header("Access-Control-Max-Age", "600")  # seconds
 
 
 def trust_proxy():
-    """Take the client's address from X-Forwarded-For, where the TRUSTED_PROXY adds it at the end."""
+    """Take the client's address, without a port, from X-Forwarded-For, where the TRUSTED_PROXY adds it at the end."""
     environ = request.environ
     if trusted_proxy in ("*", environ.get("REMOTE_ADDR")):
-        address = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+        forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip(' \t"')
+        address = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]+):\d+$", r"\1\3", forwarded)  # [v6]:port or v4:port
         with contextlib.suppress(ValueError):
             environ["REMOTE_ADDR"] = str(ipaddress.ip_address(address))
 
@@ -209,16 +213,17 @@ MAX_BODY = 16 * 1024 * 1024  # bytes
 MAX_ROWS, MAX_ERRORS = 400_000, 100  # courses in an upload, and bad ones that a response names
 JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlencoded"
 ORDER = Literal["id", "code", "name", "instructor", "-id", "-code", "-name", "-instructor"]
-CURSOR = Annotated[str, Meta(pattern=rf"^[0-9]{{1,18}}:[^{models.CONTROL}]{{0,120}}$")]
+TEXT = Annotated[str, Meta(pattern=f"^{models.TEXT}$")]
+CURSOR = Annotated[str, Meta(pattern=rf"^-?(id|code|name|instructor):[0-9]{{1,18}}:[^{models.CONTROL}]{{0,120}}$")]
 LIST_PARAMETERS = {  # the kind of value of each, and its rule in words
-    "q": (Annotated[str, Meta(pattern=f"^{models.TEXT}$")], "1 to 120 characters, with no control characters"),
-    "instructor": (Annotated[str, Meta(pattern=f"^{models.TEXT}$")], "1 to 120 characters, with no control characters"),
+    "q": (TEXT, "1 to 120 characters, with no control characters"),
+    "instructor": (TEXT, "1 to 120 characters, with no control characters"),
     "sort": (ORDER, "id, code, name or instructor, with - in front for descending order"),
     "limit": (Annotated[int, Meta(ge=1, le=1000)], "a whole number from 1 to 1000"),
     "offset": (Annotated[int, Meta(ge=0, le=10**12)], "a whole number, 0 or more"),
     "after": (CURSOR, "copied from the link to the next page"),
-    "token": (str, "a token"),
 }
+UPLOAD_PARAMETERS = {"update": (bool, "true or false")}
 
 
 def abort_unless(condition, message):
@@ -227,17 +232,20 @@ def abort_unless(condition, message):
         raise HTTPError(400, message)
 
 
-def parse_query():
-    """Return the parameters of a list; raise 400 for one that is unknown, repeated or bad."""
+def parse_query(known):
+    """Return the parameters of the query, of those known, that are not blank; raise 400 for any other query."""
     params = {}
     if not request.environ.get("QUERY_STRING"):
         return params
     try:
-        for name, text in request.query.decode().allitems():
-            abort_unless(name in LIST_PARAMETERS, f"there is no parameter {name}; use {', '.join(LIST_PARAMETERS)}")
-            abort_unless(name not in params, f"send the parameter {name} only once")
-            kind, rule = LIST_PARAMETERS[name]
-            params[name] = msgspec.convert(text.strip(), kind, strict=False)
+        given = [(name, text.strip()) for name, text in request.query.decode().allitems() if name != "token"]
+        for name, text in given:
+            use = f"use {', '.join(known)}" if known else "this path takes none but token"
+            abort_unless(name in known, f"there is no parameter {name}; {use}")
+            abort_unless(name not in params, f"the parameter {name} is repeated; send it once")
+            kind, rule = known[name]
+            if text:
+                params[name] = msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError:
         raise HTTPError(400, f"{name} must be {rule}") from None
     except UnicodeDecodeError:
@@ -246,13 +254,15 @@ def parse_query():
 
 
 def read_body(*content_types):
-    """Return the content type of the body, one of these, and the body as text.
+    """Return the content type of the body, one of these, and the body in bytes.
 
-    Raises 415 for another type, 413 for more than MAX_BODY bytes, 400 for a body that is cut short or not UTF-8.
+    Raises 415 for another type or a Content-Encoding, 413 for more than MAX_BODY bytes, 400 for a body cut short.
     """
     content_type = request.content_type.partition(";")[0].strip()
     if content_type not in content_types:
         raise HTTPError(415, f"send the header Content-Type: {' or '.join(content_types)}, and the body in that form")
+    if "HTTP_CONTENT_ENCODING" in request.environ:  # RFC 9110 §8.4
+        raise HTTPError(415, "send the body uncompressed, without Content-Encoding", accept_encoding="identity")
     length, limit = request.environ.get("CONTENT_LENGTH") or "", MAX_BODY + 1
     known = length.isdecimal()
     if not known:  # a server that decodes chunks, which come without a length, says so
@@ -265,16 +275,15 @@ def read_body(*content_types):
     if len(body) == limit:
         raise HTTPError(413, f"the body is larger than {MAX_BODY} bytes")
     abort_unless(len(body) == length or not known, "the body is shorter than its Content-Length")
-    try:
-        return content_type, body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise HTTPError(400, f"the body is not UTF-8: {error}") from None
+    return content_type, body
 
 
-def decode_json(text):
-    """Return the value that JSON text holds; raise 400 if it is not JSON."""
+def decode_json(body):
+    """Return the value that JSON holds; raise 400 if it is not JSON in UTF-8."""
     try:
-        return msgspec.json.decode(text)
+        return msgspec.json.decode(body.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise HTTPError(400, "the body is not UTF-8 text") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise HTTPError(400, f"the body is not JSON: {error}") from None
 
@@ -286,18 +295,21 @@ def clean_fields(document, *fields):
 
 
 def prefers(media_type, over):
-    """Return whether Accept names a media type and rates it no lower than another (RFC 9110 §12.5.1)."""
+    """Return whether Accept rates a media type above another one, wildcards counted (RFC 9110 §12.5.1)."""
     accept = request.environ.get("HTTP_ACCEPT", "").lower()
-    if media_type not in accept:
-        return False
-    rates = dict(re.findall(r"([^\s,;]+)\s*(?:;[^,]*?\bq=(\d(?:\.\d{0,3})?))?[^,]*", accept))
-    return float(rates.get(media_type, "0") or 1) >= max(float(rates.get(over, "0") or 1), 0.001)
+    rates = dict(re.findall(r"([^\s,;]+)\s*(?:;[^,]*?\bq=([01](?:\.\d{0,3})?))?[^,]*", accept))
+
+    def rate(wanted):
+        ranges = (wanted, wanted.partition("/")[0] + "/*", "*/*")
+        return next((float(rates[name] or 1) for name in ranges if name in rates), 0)
+
+    return rate(media_type) > rate(over)
 
 
 # -- Tokens and the JWT plugin -----------------------------------------------------------------------------------------
 
 REASONS = {  # PyJWT's own messages can quote the token, and must not reach a header
-    jwt.ExpiredSignatureError: "the token has expired, log in again",
+    jwt.ExpiredSignatureError: "the token has expired; log in again",
     jwt.ImmatureSignatureError: "the token is not valid yet",
     jwt.InvalidAlgorithmError: "the token is not signed with HS256",
     jwt.InvalidSignatureError: "the token is not signed with this API's key",
@@ -321,7 +333,7 @@ def make_token(username):
 
 @functools.lru_cache(maxsize=1024)
 def verify_token(token, key):
-    """Return when a token of ours expires, in Unix time; raise jwt.InvalidTokenError for any other token.
+    """Return the user name and the expiry, in Unix time, of a token of ours; raise jwt.InvalidTokenError for another.
 
     Good tokens are cached, since a signature never changes. Whether one has expired is checked each time.
     """
@@ -331,42 +343,70 @@ def verify_token(token, key):
     claims = jwt.decode(token, key, algorithms=["HS256"], options=options, leeway=CLOCK_SKEW)
     if isinstance(claims["exp"], str) or isinstance(claims["iat"], str):  # numbers (RFC 7519 §2), but PyJWT takes them
         raise jwt.DecodeError
-    return int(claims["exp"])
+    return claims["sub"], int(claims["exp"])
 
 
-def check_token():
-    """Raise 401 unless the request has a token of ours that has not expired, 400 if it has two (RFC 6750)."""
+def unauthorized(reason, error="invalid_token"):
+    """Return the 401 for a token that is missing or bad; it has no error code without one (RFC 6750 §3.1)."""
+    challenge = f'Bearer error="{error}", error_description="{reason}"' if error else "Bearer"
+    return HTTPError(401, {"error": "Invalid token", "reason": reason}, www_authenticate=challenge)
+
+
+def authenticate():
+    """Return the user whose token the request has, or None without one.
+
+    Raises 401 if it is bad or has expired, 400 if there are two (RFC 6750 §2).
+    """
     scheme, _, credentials = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    tokens = list(request.query.getall("token")) if request.environ.get("QUERY_STRING") else []
+    tokens = list(filter(None, request.query.getall("token"))) if request.environ.get("QUERY_STRING") else []
     if scheme.lower() == "bearer":
         tokens.append(credentials.strip())
     if not tokens:
-        raise HTTPError(401, "Invalid token", www_authenticate="Bearer")
+        return None
     if len(tokens) > 1:
         message = "send one token, either as ?token= or in the Authorization header"
         raise HTTPError(400, message, www_authenticate='Bearer error="invalid_request"')
     try:
-        if verify_token(tokens[0], signing_key()) <= time.time():
+        username, expiry = verify_token(tokens[0], signing_key())
+        if expiry <= time.time():
             raise jwt.ExpiredSignatureError
     except jwt.InvalidTokenError as error:
-        reason = REASONS.get(type(error), "the token is malformed")
-        challenge = f'Bearer error="invalid_token", error_description="{reason}"'
-        raise HTTPError(401, "Invalid token", www_authenticate=challenge) from None
+        raise unauthorized(REASONS.get(type(error), "the token is malformed")) from None
+    request.environ["REMOTE_USER"] = username
+    return username
+
+
+def authorize_write(username):
+    """Raise 401 if the user does not exist any more, 403 if the user may only read."""
+    role = User.get_role(username)
+    if not role:
+        raise unauthorized("the user does not exist any more")
+    if role == "reader":
+        challenge = 'Bearer error="insufficient_scope"'
+        raise HTTPError(403, f"user {username} may only read", www_authenticate=challenge)
 
 
 class JWTPlugin:
-    """Lets a request reach its route only with a token, unless the route says `public=True`."""
+    """Lets a request reach its route only with a token, unless the route is public, and write only as an editor.
+
+    Then it hands the route its path's arguments and the parameters of the query.
+    """
 
     name, api = "jwt", 2
 
     def apply(self, callback, route):
         if route.config.get("public"):
             return callback
+        reads, known = route.method == "GET", route.config.get("parameters", {})
 
         @functools.wraps(callback)
         def wrapper(**arguments):
-            check_token()
-            return callback(**arguments)
+            username = authenticate()
+            if not (username or (reads and PUBLIC_READ)):
+                raise unauthorized("send a token as ?token= or in the Authorization header", error="")
+            if not reads:
+                authorize_write(username)
+            return callback(**arguments, **parse_query(known))
 
         return wrapper
 
@@ -395,7 +435,7 @@ def check_throttle(keys):
     for key in keys:
         if not throttle.test(*key):
             seconds = max(1, math.ceil(throttle.get_window_stats(*key).reset_time - time.time()))
-            raise HTTPError(429, f"too many failed logins, try again in {seconds} seconds", retry_after=str(seconds))
+            raise HTTPError(429, f"too many failed logins; try again in {seconds} seconds", retry_after=str(seconds))
 
 
 def check_password(username, password):
@@ -407,7 +447,7 @@ def check_password(username, password):
     keys = ((LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
     check_throttle(keys)
     if not login_slots.acquire(blocking=False):
-        raise HTTPError(503, "too many logins at once, try again soon", **RETRY)
+        raise HTTPError(503, "too many logins at once; try again soon", **RETRY)
     try:
         with hashing:
             check_throttle(keys)  # others may have failed while this one waited
@@ -419,17 +459,28 @@ def check_password(username, password):
         login_slots.release()
 
 
+def parse_form(body):
+    """Return the fields of a form; raise 415 if it is really JSON, as curl sends it without a header."""
+    if body.lstrip().startswith(b"{"):
+        raise HTTPError(415, "this is JSON, not a form; send the header Content-Type: application/json")
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20))
+    except ValueError:
+        raise HTTPError(400, "the body is not a form in UTF-8") from None
+
+
 @app.post("/login", public=True)
 def log_in():
     """Exchange a user name and a password, in JSON or a form (RFC 6749 §4.3.2), for a token, bare or in JSON."""
-    content_type, text = read_body(JSON, FORM)
-    document = decode_json(text) if content_type == JSON else dict(parse_qsl(text, keep_blank_values=True))
+    content_type, body = read_body(JSON, FORM)
+    document = decode_json(body) if content_type == JSON else parse_form(body)
     login = clean_fields(document, "username", "password")
     abort_unless(len(login) == 2, "username and password must be provided")
     check_password(**login)
+    signing_key.cache_clear()  # a restored backup can have another one
     token = make_token(login["username"])
     response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
-    if prefers(JSON, over="text/plain"):
+    if prefers(JSON, over="text/plain") or (content_type == FORM and "grant_type" in document):
         return msgspec.json.encode({"access_token": token, "token_type": "Bearer", "expires_in": TOKEN_SECONDS})
     response.content_type = "text/plain"
     return token
@@ -439,13 +490,19 @@ def log_in():
 
 UNKNOWN_CODE = "Course code is not found in the courses"
 CHANGED = "the course has changed; GET it again, and send its new ETag in If-Match"
+EXISTS = "the course exists, and If-None-Match names it; leave out that header to change it"
 BOTH = "Course name and instructor's name must be provided"
 EITHER = "Course name or instructor's name must be provided"
 
 
+def url(path):
+    """Return a path of the API as the client sees it, below URL_PREFIX or what another server has in its place."""
+    return quote(request.environ.get("SCRIPT_NAME", ""), encoding="latin1") + path
+
+
 def course_url(code):
     """Return the path of a course, percent-encoded (RFC 3986 §3.3)."""
-    return "/courses/" + quote(code, safe="!$&'()*+,;=:@")
+    return url("/courses/") + quote(code, safe="!$&'()*+,;=:@")
 
 
 def empty_response(status, location):
@@ -462,55 +519,66 @@ def make_etag(body):
 
 
 def matches(condition, etag):
-    """Return whether If-Match or If-None-Match names an ETag, or any with `*`."""
-    return condition.strip() == "*" or etag in re.findall(r'(?:W/)?"[^"]*"', condition)
+    """Return whether If-Match or If-None-Match names an ETag, weak or not, or any with `*`.
+
+    A weak one is good enough for both: it comes from a proxy that compresses, and the tag is a hash of the body.
+    """
+    return condition.strip() == "*" or etag in re.findall(r'"[^"]*"', condition)
 
 
 def conditional_response(body):
     """Return a body with its ETag, or 304 if the client has it already (RFC 9110 §13.1.2)."""
     etag = make_etag(body)
     response.set_header("ETag", etag)
-    condition = request.environ.get("HTTP_IF_NONE_MATCH")
-    if condition and matches(condition.replace("W/", ""), etag):
+    if matches(request.environ.get("HTTP_IF_NONE_MATCH", ""), etag):
         response.status = 304
         return b""
     return body
 
 
-def load_for_if_match(code):
-    """Return the course that If-Match names, or None without that header; raise 412 if it has changed.
+def check_conditions(code):
+    """Return the course that If-Match names, or None without that header; raise 412 where a condition fails.
 
-    The write then requires the course to be as it is here, so nothing can come between (RFC 9110 §13.1.1).
+    The write then requires the course to be as it is here, so nothing can come between (RFC 9110 §13.1).
     """
-    condition = request.environ.get("HTTP_IF_MATCH")
-    course = None if condition is None else Course.get_json(code)
-    if course and not matches(condition, make_etag(course)):
+    must, must_not = (request.environ.get(f"HTTP_IF_{name}") for name in ("MATCH", "NONE_MATCH"))
+    course = None if must is must_not is None else Course.get_json(code)
+    if course and must_not is not None and matches(must_not, make_etag(course)):
+        raise HTTPError(412, EXISTS)
+    if course and must is not None and not matches(must, make_etag(course)):
         raise HTTPError(412, CHANGED)
     return course and msgspec.json.decode(course)
 
 
 def pagination_links(total, cursor, limit, offset):
-    """Return the Link header of a page: the first, previous, next and last page (RFC 8288)."""
-    last = max(total - 1, 0) // limit * limit
-    changes = {"first": {"offset": 0}, "last": {"offset": last}}
-    if offset:
-        changes["prev"] = {"offset": max(min(offset - limit, last), 0)}
+    """Return the Link header of a page (RFC 8288): of one by offset the first, previous, next and last page.
+
+    A page that was reached by a cursor has no total, and so only the first and the next one.
+    """
+    changes = {"first": {"offset": 0}}
+    if total is not None:
+        last = max(total - 1, 0) // limit * limit
+        changes |= {"last": {"offset": last}} | (
+            {"prev": {"offset": max(min(offset - limit, last), 0)}} if offset else {}
+        )
     if cursor:
-        changes["next"] = {"offset": offset + limit, "after": cursor}
-    kept = {name: text.strip() for name, text in request.query.decode().items() if name != "after"}
-    return ", ".join(f'</courses?{urlencode(kept | change)}>; rel="{rel}"' for rel, change in changes.items())
+        changes["next"] = {"after": cursor}
+    query = request.query.decode().items()
+    kept = {name: text.strip() for name, text in query if name not in ("after", "offset") and text.strip()}
+    links = {rel: f"{url('/courses')}?{urlencode(kept | change)}" for rel, change in changes.items()}
+    return ", ".join(f'<{link}>; rel="{rel}"' for rel, link in links.items())
 
 
-@app.get(["/courses", "/courses/"])
-def list_courses():
+@app.get(["/courses", "/courses/"], parameters=LIST_PARAMETERS)
+def list_courses(sort="id", limit=0, offset=0, after="", **filters):
     """List the courses that the query asks for; by default all, in the order they were added."""
-    params = parse_query()
-    params.pop("token", None)
-    total, courses, cursor = Course.get_page(**params)
-    response.set_header("X-Total-Count", str(total))
+    abort_unless(not after or after.startswith(f"{sort}:"), "after belongs to another sort; send both as in the link")
+    total, courses, cursor = Course.get_page(sort=sort, limit=limit, offset=offset, after=after, **filters)
     response.set_header("Vary", "Accept")
-    if "limit" in params:
-        response.set_header("Link", pagination_links(total, cursor, params["limit"], params.get("offset", 0)))
+    if total is not None:
+        response.set_header("X-Total-Count", str(total))
+    if limit:
+        response.set_header("Link", pagination_links(total, cursor, limit, offset))
     if prefers(CSV, over=JSON):
         response.content_type = "text/csv; charset=utf-8; header=present"
         return conditional_response(models.make_csv(courses))
@@ -526,17 +594,25 @@ def get_course(code):
     return conditional_response(course)
 
 
-@app.post("/courses")
-def add_courses():
-    """Add one course, or many, all or none, from a JSON array or CSV."""
-    content_type, text = read_body(JSON, CSV)
-    document = models.read_csv(text, MAX_ROWS) if content_type == CSV else decode_json(text)
-    if content_type == JSON and not isinstance(document, list):
-        return add_course(document)
-    rows = document if content_type == CSV else dict(enumerate(document, 1))
-    abort_unless(len(rows) <= MAX_ROWS, f"there are more than {MAX_ROWS} rows; send them in several requests")
+@app.post(["/courses", "/courses/"], parameters=UPLOAD_PARAMETERS)
+def add_courses(update=False):
+    """Add one course, or many, all or none, from a JSON array or CSV; with `update`, change those that exist."""
+    content_type, body = read_body(JSON, CSV)
+    if content_type == CSV:
+        _, _, charset = request.content_type.partition("charset=")
+        rows, unit = models.read_csv(body, charset.partition(";")[0].strip(' "'), MAX_ROWS), "line"
+    else:
+        document = decode_json(body)
+        courses = document.get("courses", document) if isinstance(document, dict) else document
+        if isinstance(courses, dict) and not update:
+            return add_course(courses)
+        rows, unit = dict(enumerate(courses if isinstance(courses, list) else [courses], 1)), "row"
+        abort_unless(len(rows) <= MAX_ROWS, f"there are more than {MAX_ROWS} rows; send them in several requests")
+    counts = Course.add_courses(rows, update, unit)
+    if update:
+        return msgspec.json.encode({"created": counts.created, "updated": counts.updated})
     response.status = 201
-    return msgspec.json.encode({"created": Course.add_courses(rows)})
+    return msgspec.json.encode({"created": counts.created})
 
 
 def add_course(document):
@@ -554,11 +630,11 @@ def add_course(document):
 @app.route("/courses/<code>", method=["PUT", "PATCH"])
 def update_course(code):
     """Set the name and the instructor of a course, or with PATCH one of them."""
-    _, text = read_body(JSON)
-    change = clean_fields(decode_json(text), "name", "instructor")
+    _, body = read_body(JSON)
+    change = clean_fields(decode_json(body), "name", "instructor")
     abort_unless(change or request.method == "PUT", EITHER)
     abort_unless(len(change) == 2 or request.method == "PATCH", BOTH)
-    old = load_for_if_match(code)
+    old = check_conditions(code)
     if not Course.update_course(code, old=old, **change):
         raise HTTPError(412, CHANGED) if old else HTTPError(404, UNKNOWN_CODE)
     return empty_response(204, course_url(code))
@@ -567,10 +643,10 @@ def update_course(code):
 @app.delete("/courses/<code>")
 def delete_course(code):
     """Delete a course."""
-    old = load_for_if_match(code)
+    old = check_conditions(code)
     if not Course.delete_course(code, old):
         raise HTTPError(412, CHANGED) if old else HTTPError(400, UNKNOWN_CODE)
-    return empty_response(204, "/courses/")
+    return empty_response(204, url("/courses/"))
 
 
 # -- Docs and health ---------------------------------------------------------------------------------------------------
@@ -591,15 +667,19 @@ def send_file(name, folder, **options):
 
 @app.get("/health", public=True)
 def get_health():
-    """Report whether the database answers."""
-    models.check_health()
+    """Report whether the database can be asked for a course."""
+    try:
+        models.check_health()
+    except peewee.PeeweeException as error:
+        log.error("the database is not available: %s", error)
+        raise HTTPError(503, "the database is not available; try again soon", **RETRY) from None
     return '{"status": "ok"}'
 
 
 @app.get("/", public=True)
 def redirect_to_docs():
     """Redirect to the docs."""
-    return empty_response(302, "/docs")
+    return empty_response(302, url("/docs"))
 
 
 @app.get("/docs", public=True)
@@ -635,7 +715,7 @@ LIMITS = {
 }
 LINGER_SECONDS = 0.5  # after SIGTERM, how long open connections may send another request
 DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and how long requests may take to finish; Docker kills after 10
-QUICK_PATH = re.compile(r"/courses/[^/]+")
+QUICK_PATH = re.compile(rf"({re.escape(URL_PREFIX)})?/courses/[^/]+")
 stopping = threading.Event()
 
 
@@ -655,11 +735,19 @@ class Task:
         try:
             super().service()
         finally:
-            client = (self.environ or {}).get("REMOTE_ADDR", self.channel.addr[0])
-            method = getattr(self.request, "command", "-")
-            path = quote(getattr(self.request, "path", "-"), encoding="latin1")
-            size, milliseconds = self.content_bytes_written, (time.time() - self.start_time) * 1000
-            log.info("%s %s %s %s %d bytes %.1f ms", client, method, path, self.status[:3], size, milliseconds)
+            environ = self.environ or {"REMOTE_ADDR": self.channel.addr[0]}
+            method, path = getattr(self.request, "command", "-"), getattr(self.request, "path", "-")
+            log.log(
+                logging.DEBUG if path.endswith("/health") else logging.INFO,
+                "%s %s %s %s %s %s bytes %.1f ms",
+                environ["REMOTE_ADDR"],
+                quote(environ.get("REMOTE_USER", "-")),
+                method,
+                quote(path, encoding="latin1"),
+                self.status[:3],
+                self.content_length or 0,
+                (time.time() - self.start_time) * 1000,
+            )
 
 
 class AppTask(Task, WSGITask):
@@ -757,41 +845,56 @@ def drain(servers, sockets):
             channel.will_close |= is_idle and time.monotonic() - start > LINGER_SECONDS
 
 
+def connection_limit():
+    """Let the process open as many files as it may, one for each connection; return how many connections fit."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MAX_CONNECTIONS
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    return min(MAX_CONNECTIONS, files - 100)
+
+
+def prepare():
+    """Prepare the database and the key, log what the operator should know, and stop the program if either fails."""
+    with models.exit_if_unusable():
+        models.init_db()
+        if models.IN_MEMORY:
+            seed.add_dummy_data()
+        signing_key()
+        if not User.select().exists():
+            log.info("there is no user yet; run python seed.py")
+        elif HOST not in ("127.0.0.1", "::1", "localhost") and User.match_user(*seed.DUMMY_USER):
+            log.warning("everyone knows the password of user faisal; change it with: python seed.py user faisal")
+        models.limit_statements()
+        models.check_health()  # on a connection as requests open it
+
+
 def main():
     """Serve the app with waitress, as the settings say."""
-    raw = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=VERSION)
+    parser.parse_args()
     logging.Formatter.converter = time.gmtime
     log_format = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(stream=sys.stdout, level=LOG_LEVEL, format=log_format, datefmt="%Y-%m-%dT%H:%M:%SZ")
     logging.getLogger("peewee").setLevel("INFO")  # its DEBUG shows password hashes and the key
+    logging.getLogger("playhouse").setLevel("WARNING")  # init_db() says what it migrates
     logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits
-    with models.exit_if_unusable():
-        models.init_db()
-        if models.IN_MEMORY:
-            import seed  # only here, for a quick start: it brings the progress bar
-
-            seed.add_dummy_data()
-        has_users = User.select().exists()
-        signing_key()
-        models.limit_statements()
-        models.check_health()  # on a connection as requests open it
+    prepare()
     sockets, dispatcher = {}, ThreadedTaskDispatcher()
     dispatcher.set_thread_count(THREADS + MAX_LOGINS)
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # as many as allowed: each connection is one
     try:
-        adj = Adjustments(host=HOST, port=PORT, connection_limit=min(MAX_CONNECTIONS, files - 100), **LIMITS)
+        adj = Adjustments(host=HOST, port=PORT, url_prefix=URL_PREFIX, connection_limit=connection_limit(), **LIMITS)
         servers = [Server(app, sockets, dispatcher=dispatcher, adj=adj, sockinfo=info) for info in adj.listen]
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {HOST}:{PORT}: {error}; see HOST and PORT")
-    url = f"http://{HOST}:{servers[0].effective_port}"
-    print(f"Serving {models.DATABASE_NAME} on {url}; Ctrl-C stops.")
-    body = '{"username": "...", "password": "..."}'
-    login_hint = f"Log in: curl {url}/login -H 'Content-Type: application/json' -d '{body}'"
-    print(login_hint if has_users else "There is no user yet: run python seed.py", flush=True)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(HOST, HOST)  # noqa: S104 (what a browser takes)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{servers[0].effective_port}{URL_PREFIX}"
+    log.info("Serving %s on %s; press Ctrl-C to stop", models.DATABASE_NAME, address)
     serve(servers, sockets)
-    print("Stopped.", flush=True)
+    log.info("Stopped")
 
 
 if __name__ == "__main__":

@@ -10,20 +10,26 @@ From a Python prompt, after `python seed.py`:
     True
 """
 
+import codecs
 import contextlib
 import csv
 import functools
+import getpass
 import io
 import itertools
+import logging
 import os
+import pathlib
 import random
 import re
 import secrets
 import sqlite3
 import sys
+import tempfile
 import time
 from types import SimpleNamespace
-from urllib.parse import urlsplit
+from typing import Annotated, NamedTuple
+from urllib.parse import quote
 
 import argon2
 import msgspec
@@ -34,9 +40,31 @@ from playhouse.pool import PooledDatabase, PooledMySQLDatabase, PooledPostgresql
 
 # -- The database and its dialects -------------------------------------------------------------------------------------
 
-DATABASE_URL = os.environ.get("DATABASE_URL") or "sqlite:///courses.db"
+
+def read_setting(name, default, kind=str, rule=""):
+    """Return a setting, from the environment or the file that NAME_FILE names, as a kind of value that msgspec knows.
+
+    Stops the program with one line, which has the rule, if the value is not of this kind.
+    """
+    text, path = os.environ.get(name), os.environ.get(f"{name}_FILE")
+    if text and path:
+        sys.exit(f"{name} and {name}_FILE are both set; unset one of them")
+    try:
+        if path:
+            text = pathlib.Path(path).read_text("utf-8-sig").strip()
+        return msgspec.convert(text or default, kind, strict=False)
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"{name}_FILE must name a file of UTF-8 text: {error}")
+    except msgspec.ValidationError:
+        sys.exit(f"{name} must be {rule}; see python course_api.py --help")
+
+
+URL = Annotated[str, msgspec.Meta(pattern=r"^(sqlite:///.*|sqlite://|(postgres|postgresql|mysql|mariadb)://.*/.+)$")]
+URL_RULE = "like sqlite:///courses.db, postgresql://user:password@host/name or mysql://user:password@host/name"
+DATABASE_URL = read_setting("DATABASE_URL", "sqlite:///courses.db", URL, URL_RULE)
 DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # safe to show: no user, no password
 IN_MEMORY = DATABASE_URL in ("sqlite:///:memory:", "sqlite:///", "sqlite://")
+log = logging.getLogger("course_api")
 MIGRATIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
 BUSY_SECONDS = 5  # how long a write to SQLite waits for another one, and how long conflicts are retried
 STATEMENT_SECONDS = 1.5  # how long a statement of a request may take on a database server
@@ -86,7 +114,12 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     "options": (  # of every connection, unless DATABASE_URL says otherwise
         {"timeout": BUSY_SECONDS, "pragmas": PRAGMAS},
         POOL,
-        POOL | {"client_flag": FOUND_ROWS, "init_command": f"SET SESSION {LISTS}"},
+        POOL | {"init_command": f"SET SESSION {LISTS}"},
+    ),
+    "fixed_options": (  # of every connection, whatever DATABASE_URL says
+        {},
+        {"client_encoding": "UTF8", "encoding": None},
+        {"charset": "utf8mb4", "client_flag": FOUND_ROWS},
     ),
     "request_options": (  # besides, of connections that serve requests
         {},
@@ -115,6 +148,8 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
         "SELECT pg_advisory_xact_lock(5000)",
         "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)",
     ),
+    "for_update": ("", "FOR UPDATE", "FOR UPDATE"),  # locks what is read; SQLite's transaction has locked everything
+    "scrub": ("VACUUM", "VACUUM FULL users", "OPTIMIZE TABLE users"),  # leaves no deleted text in the files
     "outage": (  # errors of a database that is away, locked or full; of PostgreSQL all OperationalErrors
         "locked|full|unable to open|disk I/O|readonly|malformed|not a database",
         "",
@@ -122,17 +157,17 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     ),
 }
 SCHEMES = {"sqlite": 0, "postgres": 1, "postgresql": 1, "mysql": 2, "mariadb": 2}
+SCHEME = DATABASE_URL.partition(":")[0]
+dialect = SimpleNamespace(**{name: values[SCHEMES[SCHEME]] for name, values in DIALECTS.items()})
 try:
-    kind = SCHEMES[urlsplit(DATABASE_URL).scheme]
-    url_options = db_url.parse(DATABASE_URL, unquote_password=True, unquote_user=True)
-    if not url_options["database"]:
-        raise ValueError("no database name")
-except (KeyError, ValueError):
-    sys.exit(f"DATABASE_URL must be like sqlite:///courses.db or postgresql://user@host/name, not {DATABASE_NAME}")
-dialect = SimpleNamespace(**{name: values[kind] for name, values in DIALECTS.items()})
+    url_options = db_url.parse(DATABASE_URL.replace("#", "%23"), unquote_password=True, unquote_user=True)
+except ValueError as error:
+    sys.exit(f"DATABASE_URL must be {URL_RULE}: {error}")
+if SCHEME == "sqlite":
+    url_options["database"] = DATABASE_URL.removeprefix("sqlite:///").partition("?")[0]  # to the letter, with any "#"
 if IN_MEMORY:  # ":memory:" is one database per connection; this one is shared by all threads
     url_options = {"database": "file:/courses?vfs=memdb", "uri": True}
-database = dialect.database(**dialect.options | url_options)
+database = dialect.database(**dialect.options | url_options | dialect.fixed_options)
 POOLED = isinstance(database, PooledDatabase)
 READS_NEVER_WAIT = not POOLED and not IN_MEMORY  # thanks to WAL, which a database in memory does not have
 
@@ -168,21 +203,27 @@ def is_outage(error):
     return type(error) in kinds and re.search(dialect.outage, str(error)) is not None
 
 
+class SchemaError(peewee.PeeweeException):
+    """The database is of a newer version, or is no catalogue."""
+
+
 @retry_conflicts
-def init_db():
+def init_db(target=database):
     """Bring the schema up to date, in one transaction if the database has them for that; other processes wait.
 
-    Stops the program if a newer version has created the schema.
+    Raises SchemaError if a newer version has created the schema.
     """
-    runner = Runner(database, MIGRATIONS)
+    runner = Runner(target, MIGRATIONS)
     steps = runner.status()
     newer = [step.name for step in steps if not step.path]
     if newer:
-        sys.exit(f"{DATABASE_NAME} was created by a newer version ({newer[-1]}); upgrade, or restore a backup")
+        raise SchemaError(f"it was created by a newer version ({newer[-1]}); upgrade, or restore a backup")
     if not all(step.applied for step in steps):
-        with database.atomic(*dialect.begin):
-            database.execute_sql(dialect.migration_lock)
-            runner.up()
+        with target.atomic(*dialect.begin):
+            target.execute_sql(dialect.migration_lock)
+            applied = runner.up()
+        target.execute_sql(dialect.scrub)
+        log.info("brought the schema up to date: %s", ", ".join(applied) or "another process did")
     disconnect()  # MariaDB's lock ends with the connection
 
 
@@ -192,7 +233,12 @@ def exit_if_unusable():
     try:
         yield
     except (peewee.PeeweeException, TypeError) as error:  # TypeError: of the driver, for an option it does not know
-        sys.exit(f"cannot use the database {DATABASE_NAME}: {error}; check DATABASE_URL")
+        hint, folder = "check DATABASE_URL", os.path.dirname(os.path.abspath(database.database))
+        if isinstance(error, peewee.ImproperlyConfigured):
+            hint = "install the drivers: pip install -r requirements-servers.txt"
+        elif not POOLED and not os.access(folder, os.W_OK):
+            hint = f"user {getattr(os, 'getuid', getpass.getuser)()} cannot write to the folder {folder}"
+        sys.exit(f"cannot use the database {DATABASE_NAME}: {str(error).strip()}; {hint}")
 
 
 def disconnect():
@@ -204,10 +250,13 @@ def disconnect():
 
 
 def limit_statements():
-    """Limit the time of every statement and of every attempt to connect from now on."""
+    """Limit the time of every statement and attempt to connect from now on, unless DATABASE_URL or PGOPTIONS does."""
     disconnect()
-    database.statement_limit = dialect.statement_limit
-    database.connect_params |= dialect.request_options
+    if not re.search("statement_time", DATABASE_URL + os.environ.get("PGOPTIONS", "")):
+        database.statement_limit = dialect.statement_limit
+    for name, value in dialect.request_options.items():
+        if name not in url_options:
+            database.connect_params[name] = value
 
 
 def backup(path):
@@ -227,9 +276,29 @@ def backup(path):
     os.replace(part, path)
 
 
+def restore(path):
+    """Replace everything in the SQLite database by a backup of this or an older version, even while it is in use.
+
+    Raises ValueError if it is not SQLite, SchemaError or sqlite3.Error if the file is no sound catalogue.
+    """
+    if POOLED:
+        raise ValueError("restore takes SQLite databases only; use pg_restore or mariadb")
+    ((page_size,),) = database.execute_sql("PRAGMA page_size")
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(database.database))) as folder:
+        checked = peewee.SqliteDatabase(os.path.join(folder, "checked.db"))
+        with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as backup, checked:
+            backup.backup(checked.connection())
+            if checked.pragma("integrity_check") != "ok" or not {"courses", "users"} <= set(checked.get_tables()):
+                raise SchemaError(f"{path} is damaged, or not a backup of a catalogue; nothing was changed")
+            init_db(checked)
+            for statement in ("PRAGMA journal_mode = DELETE", f"PRAGMA page_size = {page_size}", "VACUUM"):
+                checked.execute_sql(statement)
+            checked.connection().backup(database.connection())
+
+
 def check_health():
-    """Ask the database for an answer; raise a peewee.PeeweeException if there is none."""
-    database.execute_sql("SELECT 1").fetchone()
+    """Ask for a course; raise a peewee.PeeweeException if the database does not answer."""
+    database.execute_sql("SELECT 1 FROM courses LIMIT 1").fetchone()
 
 
 class BaseModel(peewee.Model):
@@ -245,7 +314,7 @@ RULES = {  # the pattern of each field, and its rule in words
     # Clients resolve "/", "." and ".." in a path themselves (RFC 3986 §5.2.4).
     "code": (rf"(?!\.+$)[^/{CONTROL}]{{1,20}}", "1 to 20 characters, not only dots, with no / or control characters"),
     "name": (TEXT, "1 to 120 characters, with no control characters"),
-    "instructor": (TEXT, "1 to 120 characters, with no control characters"),
+    "instructor": (TEXT.replace("1,", "0,"), "0 to 120 characters, with no control characters"),
     "username": (rf"[^{CONTROL}]{{1,80}}", "1 to 80 characters, with no control characters"),
     "password": (r"[^\ud800-\udfff]{1,1024}", "1 to 1024 characters, with no surrogates"),
 }
@@ -279,6 +348,10 @@ BATCH = 1000  # courses in one INSERT
 NO_LIMIT = 2**62  # rows
 
 
+def placeholders(values):
+    return ", ".join(["%s"] * len(values))
+
+
 def sql(text):
     """Return SQL, written with %s, with the database's own placeholders."""
     return text.replace("%s", database.param)
@@ -289,6 +362,7 @@ COURSE_JSON = f"{dialect.json_object}('id', id, 'code', code, 'name', name, 'ins
 GET_COURSE = sql(f"SELECT CAST({COURSE_JSON} AS {dialect.json_type}) FROM courses WHERE code = %s")
 ADD_COURSE = sql("INSERT INTO courses (code, name, instructor) VALUES (%s, %s, %s)")
 UPDATE_COURSE = sql("UPDATE courses SET name = COALESCE(%s, name), instructor = COALESCE(%s, instructor) WHERE ")
+GET_ROLE = sql("SELECT read_only FROM users WHERE username = %s")
 DELETE_COURSE = "DELETE FROM courses WHERE "
 HAS_CODE, IS_SAME = sql("code = %s"), sql("id = %s AND code = %s AND name = %s AND instructor = %s")
 LIST_JSON = f"CASE COUNT(*) WHEN 0 THEN '[]' ELSE {dialect.json_array}({COURSE_JSON}) END"
@@ -304,7 +378,16 @@ class UploadError(ValidationError):
 
     def __init__(self, invalid, duplicates):
         self.rows, self.conflict = sorted(invalid + duplicates), not invalid
-        super().__init__(f"nothing was stored; rows refused: {len(self.rows)}")
+        were = "row was" if len(self.rows) == 1 else "rows were"
+        super().__init__(f"nothing was stored; {len(self.rows)} {were} refused")
+
+
+class Counts(NamedTuple):
+    """How many courses an upload has added, changed, and found as they were."""
+
+    created: int
+    updated: int
+    unchanged: int
 
 
 class Course(BaseModel):
@@ -325,11 +408,12 @@ class Course(BaseModel):
         database.execute_sql(ADD_COURSE, (clean("code", code), clean("name", name), clean("instructor", instructor)))
 
     @classmethod
-    def add_courses(cls, rows, update=False, watch=iter):
-        """Add courses, all or none, from a dict of each row's number and its fields; return how many.
+    def add_courses(cls, rows, update=False, unit="row", watch=iter, dry_run=False):
+        """Add courses, all or none, from a dict of each row's number and its fields; return the Counts.
 
-        With `update`, courses that exist are changed. `watch` may wrap what is iterated over in a progress bar. Raises
-        UploadError, which names each bad row.
+        With `update`, courses that exist are changed. With `dry_run`, nothing is stored in the end. `unit` is what the
+        numbers count: "row" or "line". `watch` may wrap what is iterated over in a progress bar. Raises UploadError,
+        which names each bad row.
         """
         courses, invalid, duplicates = {}, [], []  # courses: the row's number and the fields of each code
         for number, row in watch(rows.items()):
@@ -337,30 +421,45 @@ class Course(BaseModel):
                 code, *others = check_row(row)
                 first, *_ = courses.setdefault(code, (number, code, *others))
                 if first != number:
-                    duplicates.append((number, f"Course code {code} is in row {first} too"))
+                    place = "in row" if unit == "row" else "on line"
+                    duplicates.append((number, f"Course code {code} is also {place} {first}"))
             except ValidationError as error:
                 invalid.append((number, str(error)))
         for _attempt in range(3):  # a code that is taken may be free again by the time it is looked up
             if not (invalid or duplicates):
                 with contextlib.suppress(peewee.IntegrityError):
-                    cls.store([fields for _, *fields in courses.values()], update, watch)
-                    return len(courses)
+                    return cls.store([fields for _, *fields in courses.values()], update, watch, dry_run)
             for codes in [] if update else peewee.chunked(courses, BATCH):
-                for (code,) in cls.select(cls.code).where(cls.code.in_(codes)).tuples():
-                    duplicates.append((courses[code][0], f"Course code {code} is in the courses already"))
+                taken = cls.find(codes)
+                duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for code in taken]
             if invalid or duplicates:
                 break
         raise UploadError(invalid, duplicates)
 
     @classmethod
+    def find(cls, codes):
+        """Return the fields of those courses that exist, by their codes; lock them until a transaction ends."""
+        query = f"SELECT code, name, instructor FROM courses WHERE code IN ({placeholders(codes)}) {dialect.for_update}"
+        return {code: [code, *others] for code, *others in database.execute_sql(sql(query), codes)}
+
+    @classmethod
     @retry_conflicts
-    @database.atomic(*dialect.begin)
-    def store(cls, courses, update, watch):
+    def store(cls, courses, update, watch, dry_run):
         """Insert courses, each a list of its fields; raise peewee.IntegrityError if a code is taken."""
-        for batch in peewee.chunked(watch(courses), BATCH):
-            rows = ", ".join(["(%s, %s, %s)"] * len(batch))
-            insert = f"INSERT INTO courses (code, name, instructor) VALUES {rows} {dialect.upsert if update else ''}"
-            database.execute_sql(sql(insert), list(itertools.chain(*batch)))
+        created = updated = 0
+        with database.atomic(*dialect.begin) as transaction:
+            for batch in peewee.chunked(watch(courses), BATCH):
+                old = cls.find([code for code, *_ in batch]) if update else {}
+                new = [course for course in batch if course[0] not in old]
+                changed = [course for course in batch if old.get(course[0], course) != course]
+                for part, ending in ((new, ""), (changed, dialect.upsert)):
+                    values = ", ".join(f"({placeholders(course)})" for course in part)
+                    insert = f"INSERT INTO courses (code, name, instructor) VALUES {values} {ending}"
+                    part and database.execute_sql(sql(insert), list(itertools.chain(*part)))
+                created, updated = created + len(new), updated + len(changed)
+            if dry_run:
+                transaction.rollback()
+        return Counts(created, updated, len(courses) - created - updated)
 
     @classmethod
     def get_all_courses(cls):
@@ -404,7 +503,8 @@ class Course(BaseModel):
 
         They have `q` in any field, in any case, and this instructor. They are sorted by the field `sort`, then by id,
         in descending order if it begins with "-". The page has up to `limit` courses (0: all), and begins after
-        `offset` courses, or where the cursor `after` says. The cursor is empty on the last page.
+        `offset` courses, or where the cursor `after`, "sort:id:value", says; then the courses are not counted, and the
+        number is None. The cursor is empty on the last page.
         """
         if dialect.reads_by_id and (q, instructor, sort, limit, offset, after) == ("", "", "id", 0, 0, ""):
             total, courses = database.execute_sql(SELECT_ALL).fetchone()
@@ -413,7 +513,8 @@ class Course(BaseModel):
         conditions, values = make_conditions(q, instructor)
         total, total_values = f"(SELECT COUNT(*) FROM courses {make_where(conditions)})", list(values)
         if after:
-            number, _, value = after.partition(":")
+            total, total_values = "NULL", []
+            _, number, value = after.split(":", 2)
             operator = "<" if descending else ">"
             conditions.append(f"id {operator} %s" if column == "id" else f"({column}, id) {operator} (%s, %s)")
             values += [int(number)] if column == "id" else [value, int(number)]
@@ -423,11 +524,12 @@ class Course(BaseModel):
         total, courses = database.execute_sql(sql(query), total_values + values + part).fetchone()
         if courses is None:  # MariaDB's way to say so
             raise peewee.OperationalError("the list is longer than max_allowed_packet; raise that, or ask for pages")
+        courses = dialect.encode(courses)
         rows = split_array(courses) if limit else []
         if len(rows) <= limit:
-            return total, dialect.encode(courses), ""
+            return total, courses, ""
         last = msgspec.json.decode(rows[limit - 1])
-        return total, b"[%b]" % b",".join(rows[:limit]), f"{last['id']}:{last[column]}"
+        return total, b"[%b]" % b",".join(rows[:limit]), f"{sort}:{last['id']}:{last[column]}"
 
 
 def make_conditions(q, instructor):
@@ -467,21 +569,71 @@ def check_row(row):
     return [clean(field, row.get(field, "")) for field in FIELDS]
 
 
-def read_csv(text, max_rows=NO_LIMIT):
-    """Return the rows of CSV (RFC 4180), a dict of each one's line and its fields.
+def decode_text(data, encoding=""):
+    """Return the text of a file's bytes: as its byte order mark says, else in the given encoding, else in UTF-8.
 
-    Raises ValidationError if it is not CSV, or has more than `max_rows` rows.
+    Raises ValidationError with the line that cannot be read.
     """
-    reader = csv.DictReader(io.StringIO(text, newline=""), restval="", skipinitialspace=True, strict=True)
+    for mark, marked in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if data.startswith(mark):
+            encoding = marked
     try:
-        if not set(FIELDS) <= set(reader.fieldnames or ()):
-            raise ValidationError("the first line must name the columns code, name and instructor")
-        rows = dict((reader.line_num, row) for row in itertools.islice(reader, max_rows + 1))  # noqa: C402 (B035)
+        return data.decode(encoding or "utf-8")
+    except LookupError:
+        raise ValidationError(f"there is no encoding {encoding}; use one like windows-1252") from None
+    except UnicodeError as error:
+        line = data[: getattr(error, "start", 0)].count(b"\n") + 1
+        raise ValidationError(
+            f'line {line} is not {encoding or "UTF-8"} text; save the file as "CSV UTF-8", or give its encoding: '
+            "--encoding windows-1252 for seed.py, Content-Type: text/csv; charset=windows-1252 for the API"
+        ) from None
+
+
+def read_csv(data, encoding="", max_rows=NO_LIMIT):
+    """Return the rows of a CSV file's bytes (RFC 4180), a dict of the line each begins on and its fields.
+
+    It is separated by comma, semicolon or tab, as the line with the column names shows, or Excel's line before it,
+    such as "sep=;". Blank rows and other columns are ignored. Raises ValidationError, with the line, if it is not CSV.
+    """
+    text = decode_text(data, encoding)
+    lines = text.splitlines() or [""]
+    offset = 1 if re.fullmatch("sep=.", lines[0]) else 0
+    delimiter = lines[0][4] if offset else max(",;\t", key=lines[0].count)
+    file = io.StringIO(text, newline="")
+    for _ in range(offset):
+        next(file)
+    reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+    rows, begin = {}, 1 + offset
+    try:
+        header = next(reader, [])
+        names = check_header(header)
+        begin += reader.line_num
+        for cells in reader:
+            extra = any(cell.strip() for cell in cells[len(names) :])
+            if any(cell.strip() for cell in cells):
+                rows[begin] = dict(zip(names, cells, strict=False)) | ({None: cells} if extra else {})
+            begin = 1 + offset + reader.line_num
+            if len(rows) > max_rows:
+                raise ValidationError(f"there are more than {max_rows} rows; send them in several requests")
     except csv.Error as error:
-        raise ValidationError(f"line {reader.reader.line_num} is not CSV: {error}") from None
-    if len(rows) > max_rows:
-        raise ValidationError(f"there are more than {max_rows} rows")
+        raise ValidationError(f"line {begin} is not CSV, check its quotes: {error}") from None
     return rows
+
+
+def check_header(header):
+    """Return column names in lower case without blanks around them; raise ValidationError if they are not as needed."""
+    names = [name.strip().lower() for name in header]
+    for field in FIELDS:
+        if names.count(field) > 1:
+            raise ValidationError(f"the column {field} is named twice; remove one of them")
+        if field not in names:
+            found = ", ".join(header)[:200]
+            raise ValidationError(f"the first line must name the columns code, name and instructor, but is: {found}")
+    return names
 
 
 def make_csv(courses, watch=iter):
@@ -508,6 +660,7 @@ def unknown_user_hash():
 class User(BaseModel):
     username = peewee.CharField(80, unique=True, collation=dialect.collation)
     password = peewee.CharField(255)  # the Argon2 hash, with its salt and parameters
+    read_only = peewee.BooleanField(default=False)
 
     class Meta:
         table_name = "users"
@@ -517,9 +670,10 @@ class User(BaseModel):
 
     @classmethod
     @retry_conflicts
-    def create_user(cls, username, password):
+    def create_user(cls, username, password, read_only=False):
         """Add a user; raise ValidationError for a bad field, peewee.IntegrityError if the name is taken."""
-        cls.insert(username=clean("username", username), password=HASHER.hash(clean("password", password))).execute()
+        username, hashed = clean("username", username), HASHER.hash(clean("password", password))
+        cls.insert(username=username, password=hashed, read_only=read_only).execute()
 
     @classmethod
     @retry_conflicts
@@ -540,6 +694,12 @@ class User(BaseModel):
         if user and HASHER.check_needs_rehash(hashed):  # and only if it is still the hash that was checked
             cls.update(password=HASHER.hash(password)).where(cls.id == user.id, cls.password == hashed).execute()
         return user is not None
+
+    @classmethod
+    def get_role(cls, username):
+        """Return "editor", "reader", or None if there is no such user."""
+        row = database.execute_sql(GET_ROLE, (username,)).fetchone()
+        return row and ("reader" if row[0] else "editor")
 
     @classmethod
     def get_all_users(cls):

@@ -1,28 +1,20 @@
-"""Fill the database that DATABASE_URL names (sqlite:///courses.db), or take out what it holds.
-
-python seed.py               add the dummy courses and the dummy user, where they are missing
-python seed.py user NAME     add a user, or change the password; it is asked for, or read from standard input
-python seed.py import FILE   add the courses of a file, CSV or JSON, all or none; - is standard input
-                             --update changes courses that exist, instead of refusing the file
-python seed.py export FILE   write every course to a file, JSON if its name ends so, else CSV; - is standard output
-python seed.py backup FILE   copy the database to a new file, whole, while it is in use (SQLite)
-python seed.py random N      add so many made-up courses; --seed NUMBER makes others, the same for the same number
-"""
+"""Fill the database that DATABASE_URL names (sqlite:///courses.db), and copy courses in and out of it."""
 
 import argparse
 import contextlib
 import functools
 import getpass
-import json
+import pathlib
 import random
 import sqlite3
 import sys
 
+import msgspec
 import peewee
 from tqdm import tqdm
 
 import models
-from models import Course, User
+from models import Course, User, ValidationError
 
 DUMMY_COURSES = [  # code, name, instructor
     ("CSE115", "Introduction to programming language", "John stuart"),
@@ -35,12 +27,18 @@ TOPICS = ("Algebra", "Climate", "Data Structures", "Democracy", "Evolution", "Fa
 TOPICS += ("Justice", "Language", "Light", "Markets", "Memory", "Migration", "Networks", "Poetry", "Probability")
 SURNAMES = ("Bose", "Curie", "Franklin", "Gödel", "Hopper", "Lovelace", "Meitner", "Noether", "Rubin", "Turing", "Wu")
 FORENAMES = ("Ada", "Alan", "Chien-Shiung", "Emmy", "Grace", "Kurt", "Lise", "Marie", "Rosalind", "Satyendra", "Vera")
+MIN_PASSWORD = 8  # characters
 
 progress = functools.partial(tqdm, unit=" courses", leave=False, disable=None)  # None: only at a terminal
 
 
+def count(number, noun):
+    """Return a number with its noun: "1 course", "2 courses"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def add_dummy_data():
-    """Add the dummy courses and the dummy user where they are missing; return the names of what was added."""
+    """Add the dummy courses and the dummy user that are missing; return a sentence."""
     added = []
     for code, name, instructor in DUMMY_COURSES:
         with contextlib.suppress(peewee.IntegrityError):
@@ -49,128 +47,185 @@ def add_dummy_data():
     with contextlib.suppress(peewee.IntegrityError):
         User.create_user(*DUMMY_USER)
         added.append(f"user {DUMMY_USER[0]}")
-    return added
+    return f"Added: {', '.join(added) or 'nothing, the dummy data is already there'}"
 
 
 # -- Users -------------------------------------------------------------------------------------------------------------
 
 
+def list_users():
+    """Return a line for each user, with the role."""
+    return "\n".join(f"{user}\t{'read-only' if user.read_only else 'editor'}" for user in User.get_all_users())
+
+
 def read_password(username):
-    """Return a password: asked for twice at a terminal, else one line of standard input; raise ValueError."""
-    if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\r\n")
-    password = getpass.getpass(f"Password for {username}: ")
-    if getpass.getpass("The same again: ") != password:
-        raise ValueError("the two passwords differ, nothing is changed")
+    """Return a new password: asked for twice at a terminal, else a line of standard input; raise ValueError."""
+    if sys.stdin.isatty():
+        password = getpass.getpass(f"Password for {username}: ")
+        if getpass.getpass("Repeat the password: ") != password:
+            raise ValueError("the passwords differ; nothing was changed")
+    else:
+        try:
+            password = sys.stdin.buffer.readline().decode("utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise ValueError("the password on standard input is not UTF-8 text; nothing was changed") from None
+    if len(password) < MIN_PASSWORD:
+        raise ValueError(f"the password must be {MIN_PASSWORD} characters or more; nothing was changed")
     return password
 
 
-def set_user(username):
-    """Add a user or change the password; return the sentence that says which."""
-    username = models.clean("username", username)
-    password = read_password(username)
-    try:
-        User.create_user(username, password)
-        return f"Added the user {username}."
-    except peewee.IntegrityError:
-        User.change_password(username, password)
-        return f"Changed the password of {username}."
+def set_user(name, read_only=None, delete=False):
+    """Add a user, change the password or the role, or delete the user; return a sentence."""
+    name = models.clean("username", name)
+    user = User.get_or_none(User.username == name)
+    if delete:
+        return f"Deleted user {name}." if User.delete().where(User.username == name).execute() else f"No user {name}."
+    if not user:
+        User.create_user(name, read_password(name), bool(read_only))
+        return f"Added user {name}."
+    if read_only is None:
+        User.change_password(name, read_password(name))
+        return f"Changed the password of user {name}."
+    User.update(read_only=read_only).where(User.username == name).execute()
+    return f"User {name} may now {'only read' if read_only else 'read and write'}."
 
 
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
 
-def read_courses(path):
-    """Return the courses of a file, a dict of each one's number and its fields; raise ValueError if it has none."""
-    with open(0 if path == "-" else path, encoding="utf-8-sig", newline="") as file:
-        text = file.read()
-    if text.lstrip()[:1] not in ("[", "{"):
-        return models.read_csv(text)
-    courses = json.loads(text)
+def read_courses(path, encoding):
+    """Return the courses of a file, a dict of each one's number and fields, and what the numbers count.
+
+    Raises ValueError if it has none.
+    """
+    data = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
+    if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"[", b"{")):
+        return models.read_csv(data, encoding), "line"
+    try:
+        courses = msgspec.json.decode(models.decode_text(data, encoding))
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
     if isinstance(courses, dict):  # as GET /courses returns
         courses = courses.get("courses")
     if not isinstance(courses, list):
-        raise ValueError("the JSON is not a list of courses")
-    return dict(enumerate(courses, 1))
+        raise ValueError('the JSON must be an array of courses, or {"courses": [...]}')
+    return dict(enumerate(courses, 1)), "row"
 
 
-def import_courses(path, update):
-    """Add the courses of a file, all or none; return the sentence that says how many."""
-    courses, before = read_courses(path), Course.select().count()
+def import_courses(file, encoding, update=False, dry_run=False):
+    """Add the courses of a file, all or none; return a sentence that says what was done."""
     try:
-        count = Course.add_courses(courses, update, progress)
+        courses, unit = read_courses(file, encoding)
+        counts = Course.add_courses(courses, update, unit, progress, dry_run)
     except models.UploadError as error:
         for number, message in error.rows:
-            print(f"row {number}: {message}", file=sys.stderr)
+            print(f"{unit} {number}: {message}", file=sys.stderr)
         raise
-    added = Course.select().count() - before
-    return f"Added {added:,} courses" + (f", changed {count - added:,}." if update else ".")
+    except KeyboardInterrupt:
+        raise ValueError("interrupted; nothing was stored") from None
+    said = [f"{'Would add' if dry_run else 'Added'} {count(counts.created, 'course')}"]
+    said += [f"{'update' if dry_run else 'updated'} {counts.updated:,}"] if counts.updated else []
+    said += [f"{counts.unchanged:,} unchanged"] if counts.unchanged else []
+    return ", ".join(said) + ("; nothing was stored." if dry_run else ".")
 
 
-def export_courses(path):
-    """Write every course to a file; return the sentence that says how many."""
+def export_courses(file, encoding):
+    """Write every course to a file; return a sentence."""
+    ending = pathlib.Path(file).suffix.lower()
+    if ending not in ((".json", ".csv") if file != "-" else ("",)):
+        raise ValueError(f"cannot tell the format of {file}; end its name in .csv or .json")
     total, courses, _ = Course.get_page()
-    content = courses if path.endswith(".json") else models.make_csv(courses, progress)
-    with open(1 if path == "-" else path, "wb", closefd=path != "-") as file:
-        file.write(content)
-    return f"Wrote {total:,} courses to {path}."
+    content = courses if ending == ".json" else models.make_csv(courses, progress)
+    try:
+        content = content.decode().encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError) as error:
+        raise ValueError(f"the courses cannot be written in {encoding}: {error}; use utf-8-sig or utf-16") from None
+    if file == "-":
+        sys.stdout.buffer.write(content)
+    else:
+        pathlib.Path(file).write_bytes(content)
+    return f"Wrote {count(total, 'course')} to {file}."
 
 
-def make_courses(count, number):
-    """Return so many made-up courses as dicts, the same for the same number, none with a code that is taken."""
-    dice = random.Random(number)  # noqa: S311 (nothing secret)
+def backup(file):
+    """Copy the database to a new file; return a sentence."""
+    models.backup(file)
+    return f"Copied the database to {file}."
+
+
+def restore(file):
+    """Replace the database by a backup; return a sentence."""
+    models.restore(file)
+    return f"Restored the database from {file}."
+
+
+def add_random_courses(number, seed):
+    """Add made-up courses, the same for the same seed, with codes that are free; return a sentence."""
+    rng = random.Random(seed)  # noqa: S311 (nothing secret)
     taken = {code for (code,) in Course.select(Course.code).tuples()}
-    courses, highest = [], 1000 + count
-    while len(courses) < count:
+    courses, highest = {}, 1000 + number
+    while len(courses) < number:
         highest += 1
-        code = f"{dice.choice(SUBJECTS)} {dice.randrange(100, highest)}"
-        name = f"{dice.choice(KINDS)} {dice.choice(TOPICS)}"
-        instructor = f"{dice.choice(SURNAMES)}, {dice.choice(FORENAMES)}"
+        code = f"{rng.choice(SUBJECTS)} {rng.randrange(100, highest)}"
+        name = f"{rng.choice(KINDS)} {rng.choice(TOPICS)}"
+        instructor = f"{rng.choice(SURNAMES)}, {rng.choice(FORENAMES)}"
         if code not in taken:
             taken.add(code)
-            courses.append({"code": code, "name": name, "instructor": instructor})
-    return courses
+            courses[len(courses) + 1] = {"code": code, "name": name, "instructor": instructor}
+    return f"Added {count(Course.add_courses(courses, watch=progress).created, 'course')}."
+
+
+# -- The command line --------------------------------------------------------------------------------------------------
+
+
+def parse_arguments():
+    """Return the command line's function, and its other arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Without a command: add the dummy courses and user.")
+    parser.set_defaults(function=add_dummy_data)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name, function, text):
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(function=function)
+        return added
+
+    command("users", list_users, "list the users and their roles")
+    user = command("user", set_user, "add a user, or change the password; it is asked for, or read from standard input")
+    user.add_argument("name", metavar="NAME")
+    user.add_argument("--read-only", action=argparse.BooleanOptionalAction, help="set the role, not the password")
+    user.add_argument("--delete", action="store_true", help="delete the user")
+    importer = command("import", import_courses, "add the courses of a CSV or JSON file, all or none")
+    importer.add_argument("file", metavar="FILE", help="- for standard input")
+    importer.add_argument("--update", action="store_true", help="change the courses that exist")
+    importer.add_argument("--dry-run", action="store_true", help="check the file, and store nothing")
+    exporter = command("export", export_courses, "write every course to a CSV or JSON file")
+    exporter.add_argument("file", metavar="FILE", help="a name in .csv or .json, or - for CSV on standard output")
+    for one in (importer, exporter):
+        one.add_argument("--encoding", default="", help="such as windows-1252, or utf-8-sig for Excel (UTF-8)")
+    command("backup", backup, "copy the SQLite database to a new file, even while it is in use").add_argument("file")
+    command("restore", restore, "replace the SQLite database by a backup, even while it is in use").add_argument("file")
+    randomizer = command("random", add_random_courses, "add made-up courses")
+    randomizer.add_argument("number", metavar="N", type=int)
+    randomizer.add_argument("--seed", type=int, default=1, help="other courses for another number (1)")
+    arguments = vars(parser.parse_args())
+    return arguments.pop("function"), arguments
 
 
 def main():
     """Do what the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", metavar="user, import, export, backup or random")
-    commands.add_parser("user").add_argument("name", metavar="NAME")
-    importer = commands.add_parser("import")
-    importer.add_argument("file", metavar="FILE")
-    importer.add_argument("--update", action="store_true")
-    for command in ("export", "backup"):
-        commands.add_parser(command).add_argument("file", metavar="FILE")
-    randomizer = commands.add_parser("random")
-    randomizer.add_argument("count", metavar="N", type=int)
-    randomizer.add_argument("--seed", metavar="NUMBER", type=int, default=1)
-    given = parser.parse_args()
-    out = sys.stdout
+    function, arguments = parse_arguments()
+    out = sys.stderr if function is export_courses else sys.stdout  # where the courses may go
     try:
-        if given.command != "backup":  # which makes nothing, not even a table
+        if function is not backup:  # which creates nothing, not even a table
             with models.exit_if_unusable():
                 models.init_db()
-        if given.command == "user":
-            said = set_user(given.name)
-        elif given.command == "import":
-            said = import_courses(given.file, given.update)
-        elif given.command == "export":
-            said, out = export_courses(given.file), sys.stderr  # the courses may be on standard output
-        elif given.command == "backup":
-            models.backup(given.file)
-            said = f"Copied the database to {given.file}."
-        elif given.command == "random":
-            courses = dict(enumerate(make_courses(given.count, given.seed), 1))
-            added = Course.add_courses(courses, watch=progress)
-            said = f"Added {added:,} courses."
-        else:
-            said = "Added: " + (", ".join(add_dummy_data()) or "nothing, the dummy data is there")
-        print(said, file=out)
+        print(function(**arguments), file=out)
         courses, users = Course.select().count(), User.select().count()
-        print(f"{models.DATABASE_NAME} now has: {courses} courses, {users} users", file=out)
-    except (ValueError, OSError, RecursionError, sqlite3.Error, peewee.PeeweeException) as error:
+        print(f"{models.DATABASE_NAME} now has {count(courses, 'course')} and {count(users, 'user')}", file=out)
+    except (ValidationError, ValueError, OSError, sqlite3.Error, peewee.PeeweeException) as error:
         sys.exit(str(error))
+    except (KeyboardInterrupt, EOFError):
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+"""Users may be read-only. Passwords that a tutorial's database holds as plain text are hashed."""
+
+from peewee import MySQLDatabase, SqliteDatabase
+
+import models
+
+COLUMN = "read_only BOOLEAN NOT NULL DEFAULT FALSE"  # the default lets copies of the release before add users
+SQLITE = [f"ALTER TABLE users ADD COLUMN {COLUMN}", "PRAGMA secure_delete = ON"]  # overwrites the old passwords
+POSTGRESQL = [
+    f"ALTER TABLE users ADD COLUMN IF NOT EXISTS {COLUMN}",
+    "ALTER TABLE users ALTER password TYPE VARCHAR(255)",
+]
+MARIADB = [
+    f"ALTER TABLE users ADD COLUMN IF NOT EXISTS {COLUMN}",
+    "ALTER TABLE users MODIFY password VARCHAR(255) NOT NULL",
+]
+
+
+def up(_migrator, db):
+    servers = MARIADB if isinstance(db, MySQLDatabase) else POSTGRESQL
+    for sql in SQLITE if isinstance(db, SqliteDatabase) else servers:
+        db.execute_sql(sql)
+    users = db.execute_sql("SELECT id, password FROM users").fetchall()
+    for number, password in users:
+        if not password.startswith("$argon2"):
+            hashed = models.HASHER.hash(password)
+            db.execute_sql(f"UPDATE users SET password = {db.param} WHERE id = {db.param}", (hashed, number))
