@@ -1,38 +1,40 @@
 PYTHON ?= python3
+MARKERS ?= not integration
 BIN = .venv/bin
 
-help:  ## say what there is to make
+help:  ## list what you can make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-run: .venv/ready  ## fill in the dummy data and serve on http://127.0.0.1:5000
+run: .venv/ready  ## add the dummy data and serve on http://127.0.0.1:5000
 	$(BIN)/python seed.py
 	$(BIN)/python course_api.py
 
-test: .venv/ready-dev  ## run the tests, on SQLite or on the server that TEST_DATABASE_URL names
-	$(BIN)/python -m pytest
+test: .venv/ready-dev  ## run the tests that need only Python and curl; MARKERS= runs all of them
+	$(BIN)/python -m pytest -m "$(MARKERS)"
 
-fuzz: .venv/ready-dev  ## try tens of thousands of made-up requests
+fuzz: .venv/ready-dev  ## send tens of thousands of random requests
 	$(BIN)/python tests/fuzz.py
 
-torture: .venv/ready-dev  ## kill, fill, lock and overload the API, for five minutes
+torture: .venv/ready-dev  ## kill, fill, lock and overload the API for ten minutes
 	$(BIN)/python tests/torture.py
 
-audit: .venv/ready-dev  ## look the dependencies up among the known vulnerabilities
+audit: .venv/ready-dev  ## check the dependencies for known vulnerabilities
 	$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip
 
 lint: .venv/ready-dev  ## check style and common faults
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: .venv/ready-bench  ## measure the API beside its peers, and on larger catalogues (needs wrk, and node for one peer)
+bench: .venv/ready-bench  ## compare the API with its peers, and on larger catalogues (needs wrk, and node for one peer)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py compare
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py growth
 
-clean:  ## remove the virtual environment and caches, not the database
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
+clean:  ## remove the virtual environment and caches, but not the database
+	rm -rf .venv .venv-tools .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
 
 .venv/ready: requirements.txt
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed; choose one with: make PYTHON=python3.12')"
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@
 

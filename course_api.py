@@ -57,7 +57,6 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 import models
-import seed
 from models import Course, User, ValidationError, clean, read_setting
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
@@ -118,6 +117,12 @@ def render_error(error):
 app.default_error_handler = render_error
 
 
+def unavailable(what, error):
+    """Log that something is away, and return the 503 for it (RFC 9110 §15.6.4)."""
+    log.error("%s is not available: %s", what, str(error).strip())
+    return HTTPError(503, f"{what} is not available; try again soon", retry_after="1")
+
+
 @app.install
 def handle_exceptions(callback):
     """Turn what a handler raises into an error: 400 or 409 for bad input, 503 for an outage, 500 for our own fault.
@@ -137,20 +142,19 @@ def handle_exceptions(callback):
         except ValidationError as error:
             raise HTTPError(400, str(error)) from None
         except limits.errors.StorageError as error:
-            log.error("the login limit's storage is not available: %s", error.storage_error)
-            raise HTTPError(503, "the login limit's storage is not available; try again soon", **RETRY) from None
+            raise unavailable("the login limit's storage", error.storage_error) from None
         except Exception as error:
             models.database.close()
             if models.is_outage(error):
-                log.error("the database is not available: %s", error)
-                raise HTTPError(503, "the database is not available; try again soon", **RETRY) from None
+                raise unavailable("the database", error) from None
             log.exception("unexpected error")
             raise HTTPError(500, "Internal Server Error") from None
 
     return wrapper
 
 
-RETRY = {"retry_after": "1"}  # second (RFC 9110 §10.2.3)
+EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, WWW-Authenticate, X-Total-Count"
+REQUESTED_HEADERS = "Access-Control-Request-Headers"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # a URL can hold a token
@@ -169,16 +173,14 @@ def add_headers():
 
 def allow_origin():
     """Let the pages of CORS_ORIGINS read every response, errors too (Fetch standard, CORS protocol)."""
-    origin = request.environ.get("HTTP_ORIGIN", "")
     response.set_header("Vary", "Accept, Origin")
+    origin = request.environ.get("HTTP_ORIGIN", "")
     if origin and (origin in allowed_origins or "*" in allowed_origins):
-        exposed = "ETag, Link, Location, Retry-After, WWW-Authenticate, X-Total-Count"
         response.set_header("Access-Control-Allow-Origin", origin)
-        response.set_header("Access-Control-Expose-Headers", exposed)
+        response.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
         if request.method == "OPTIONS":
-            asked = request.environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "Authorization, Content-Type")
             response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
-            response.set_header("Access-Control-Allow-Headers", asked)
+            response.set_header("Access-Control-Allow-Headers", request.get_header(REQUESTED_HEADERS, "Authorization"))
             response.set_header("Access-Control-Max-Age", "600")  # seconds
 
 
@@ -215,15 +217,16 @@ JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlenc
 ORDER = Literal["id", "code", "name", "instructor", "-id", "-code", "-name", "-instructor"]
 TEXT = Annotated[str, Meta(pattern=f"^{models.TEXT}$")]
 CURSOR = Annotated[str, Meta(pattern=rf"^-?(id|code|name|instructor):[0-9]{{1,18}}:[^{models.CONTROL}]{{0,120}}$")]
-LIST_PARAMETERS = {  # the kind of value of each, and its rule in words
+PARAMETERS = {  # of all queries: the kind of value of each, and its rule in words
     "q": (TEXT, "1 to 120 characters, with no control characters"),
     "instructor": (TEXT, "1 to 120 characters, with no control characters"),
     "sort": (ORDER, "id, code, name or instructor, with - in front for descending order"),
     "limit": (Annotated[int, Meta(ge=1, le=1000)], "a whole number from 1 to 1000"),
     "offset": (Annotated[int, Meta(ge=0, le=10**12)], "a whole number, 0 or more"),
     "after": (CURSOR, "copied from the link to the next page"),
+    "update": (bool, "true or false"),
 }
-UPLOAD_PARAMETERS = {"update": (bool, "true or false")}
+LIST_PARAMETERS = ("q", "instructor", "sort", "limit", "offset", "after")
 
 
 def abort_unless(condition, message):
@@ -243,7 +246,7 @@ def parse_query(known):
             use = f"use {', '.join(known)}" if known else "this path takes none but token"
             abort_unless(name in known, f"there is no parameter {name}; {use}")
             abort_unless(name not in params, f"the parameter {name} is repeated; send it once")
-            kind, rule = known[name]
+            kind, rule = PARAMETERS[name]
             if text:
                 params[name] = msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError:
@@ -397,7 +400,7 @@ class JWTPlugin:
     def apply(self, callback, route):
         if route.config.get("public"):
             return callback
-        reads, known = route.method == "GET", route.config.get("parameters", {})
+        reads, known = route.method == "GET", route.config.get("parameters", ())
 
         @functools.wraps(callback)
         def wrapper(**arguments):
@@ -447,7 +450,7 @@ def check_password(username, password):
     keys = ((LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
     check_throttle(keys)
     if not login_slots.acquire(blocking=False):
-        raise HTTPError(503, "too many logins at once; try again soon", **RETRY)
+        raise HTTPError(503, "too many logins at once; try again soon", retry_after="1")
     try:
         with hashing:
             check_throttle(keys)  # others may have failed while this one waited
@@ -496,19 +499,14 @@ EITHER = "Course name or instructor's name must be provided"
 
 
 def url(path):
-    """Return a path of the API as the client sees it, below URL_PREFIX or what another server has in its place."""
-    return quote(request.environ.get("SCRIPT_NAME", ""), encoding="latin1") + path
+    """Return a path as the client sees it: below URL_PREFIX, and percent-encoded (RFC 3986 §3.3)."""
+    return quote(request.environ.get("SCRIPT_NAME", ""), encoding="latin1") + quote(path, safe="/!$&'()*+,;=:@")
 
 
-def course_url(code):
-    """Return the path of a course, percent-encoded (RFC 3986 §3.3)."""
-    return url("/courses/") + quote(code, safe="!$&'()*+,;=:@")
-
-
-def empty_response(status, location):
-    """Return a response without a body."""
+def empty_response(status, path):
+    """Return a response without a body that leads to a path."""
     response.status = status
-    response.set_header("Location", location)
+    response.set_header("Location", url(path))
     response.content_type = "text/plain"
     return b""
 
@@ -519,10 +517,7 @@ def make_etag(body):
 
 
 def matches(condition, etag):
-    """Return whether If-Match or If-None-Match names an ETag, weak or not, or any with `*`.
-
-    A weak one is good enough for both: it comes from a proxy that compresses, and the tag is a hash of the body.
-    """
+    """Return whether a header names an ETag, strong or weakened by a proxy that compresses, or any with `*`."""
     return condition.strip() == "*" or etag in re.findall(r'"[^"]*"', condition)
 
 
@@ -537,36 +532,32 @@ def conditional_response(body):
 
 
 def check_conditions(code):
-    """Return the course that If-Match names, or None without that header; raise 412 where a condition fails.
+    """Return the course that If-Match names, or None without that header; raise 412 if a condition fails.
 
     The write then requires the course to be as it is here, so nothing can come between (RFC 9110 §13.1).
     """
-    must, must_not = (request.environ.get(f"HTTP_IF_{name}") for name in ("MATCH", "NONE_MATCH"))
-    course = None if must is must_not is None else Course.get_json(code)
-    if course and must_not is not None and matches(must_not, make_etag(course)):
+    if_match, if_none_match = (request.get_header(name) for name in ("If-Match", "If-None-Match"))
+    course = None if if_match is if_none_match is None else Course.get_json(code)
+    if course and if_none_match is not None and matches(if_none_match, make_etag(course)):
         raise HTTPError(412, EXISTS)
-    if course and must is not None and not matches(must, make_etag(course)):
+    if course and if_match is not None and not matches(if_match, make_etag(course)):
         raise HTTPError(412, CHANGED)
     return course and msgspec.json.decode(course)
 
 
 def pagination_links(total, cursor, limit, offset):
-    """Return the Link header of a page (RFC 8288): of one by offset the first, previous, next and last page.
-
-    A page that was reached by a cursor has no total, and so only the first and the next one.
-    """
-    changes = {"first": {"offset": 0}}
+    """Return the Link header of a page (RFC 8288); one that was reached by a cursor has no total, last or previous."""
+    changes = {"first": {}}
     if total is not None:
-        last = max(total - 1, 0) // limit * limit
-        changes |= {"last": {"offset": last}} | (
-            {"prev": {"offset": max(min(offset - limit, last), 0)}} if offset else {}
-        )
+        changes["last"] = {"offset": max(total - 1, 0) // limit * limit}
+    if offset:
+        changes["prev"] = {"offset": max(min(offset - limit, changes["last"]["offset"]), 0)}
     if cursor:
         changes["next"] = {"after": cursor}
     query = request.query.decode().items()
     kept = {name: text.strip() for name, text in query if name not in ("after", "offset") and text.strip()}
-    links = {rel: f"{url('/courses')}?{urlencode(kept | change)}" for rel, change in changes.items()}
-    return ", ".join(f'<{link}>; rel="{rel}"' for rel, link in links.items())
+    path = url("/courses")
+    return ", ".join(f'<{path}?{urlencode(kept | change)}>; rel="{rel}"' for rel, change in changes.items())
 
 
 @app.get(["/courses", "/courses/"], parameters=LIST_PARAMETERS)
@@ -594,7 +585,7 @@ def get_course(code):
     return conditional_response(course)
 
 
-@app.post(["/courses", "/courses/"], parameters=UPLOAD_PARAMETERS)
+@app.post(["/courses", "/courses/"], parameters=["update"])
 def add_courses(update=False):
     """Add one course, or many, all or none, from a JSON array or CSV; with `update`, change those that exist."""
     content_type, body = read_body(JSON, CSV)
@@ -624,7 +615,7 @@ def add_course(document):
         Course.add_course(**course)
     except peewee.IntegrityError:
         raise HTTPError(409, f"Course code {course['code']} is in the courses already") from None
-    return empty_response(201, course_url(course["code"]))
+    return empty_response(201, f"/courses/{course['code']}")
 
 
 @app.route("/courses/<code>", method=["PUT", "PATCH"])
@@ -637,7 +628,7 @@ def update_course(code):
     old = check_conditions(code)
     if not Course.update_course(code, old=old, **change):
         raise HTTPError(412, CHANGED) if old else HTTPError(404, UNKNOWN_CODE)
-    return empty_response(204, course_url(code))
+    return empty_response(204, f"/courses/{code}")
 
 
 @app.delete("/courses/<code>")
@@ -646,23 +637,37 @@ def delete_course(code):
     old = check_conditions(code)
     if not Course.delete_course(code, old):
         raise HTTPError(412, CHANGED) if old else HTTPError(400, UNKNOWN_CODE)
-    return empty_response(204, url("/courses/"))
+    return empty_response(204, "/courses/")
 
 
 # -- Docs and health ---------------------------------------------------------------------------------------------------
 
-DOCS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "docs")
+HERE = os.path.dirname(os.path.abspath(__file__))
 SWAGGER = importlib.util.find_spec("offapi").submodule_search_locations[0]  # importing it would read 9 MB
+FILES = {  # of each path: the folder, the name, the media type
+    "/docs": (f"{HERE}/docs", "index.html", "text/html"),
+    "/docs/swagger_bundle.js": (SWAGGER, "swagger_bundle.js", "text/javascript"),
+    "/docs/swagger_style.css": (SWAGGER, "swagger_style.css", "text/css"),
+    "/openapi.yaml": (f"{HERE}/docs", "openapi.yaml", "application/yaml"),  # RFC 9512
+}
 DOCS_POLICY = (  # Content Security Policy, level 3; the hash is of the script in index.html
     "default-src 'none'; script-src 'self' 'sha256-A5c7RtXDQjZIRKNTEdspnbE1Stp2LBrF3HFkEl8X9jY='; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-def send_file(name, folder, **options):
-    """Return a whole file, even if Range asks for a part."""
+@app.get(list(FILES), public=True)
+def get_file():
+    """Return a file of the docs, whole even if Range asks for a part."""
+    folder, name, media_type = FILES[request.path]
     request.environ.pop("HTTP_RANGE", None)
-    return static_file(name, folder, etag=False, **options)
+    return static_file(name, folder, media_type, etag=False, headers={"Content-Security-Policy": DOCS_POLICY})
+
+
+@app.get("/", public=True)
+def redirect_to_docs():
+    """Redirect to the docs."""
+    return empty_response(302, "/docs")
 
 
 @app.get("/health", public=True)
@@ -671,33 +676,8 @@ def get_health():
     try:
         models.check_health()
     except peewee.PeeweeException as error:
-        log.error("the database is not available: %s", error)
-        raise HTTPError(503, "the database is not available; try again soon", **RETRY) from None
+        raise unavailable("the database", error) from None
     return '{"status": "ok"}'
-
-
-@app.get("/", public=True)
-def redirect_to_docs():
-    """Redirect to the docs."""
-    return empty_response(302, url("/docs"))
-
-
-@app.get("/docs", public=True)
-def get_docs():
-    """Return the page to read about the API and try it."""
-    return send_file("index.html", DOCS, headers={"Content-Security-Policy": DOCS_POLICY})
-
-
-@app.get("/docs/<name:re:swagger_(bundle\\.js|style\\.css)>", public=True)
-def get_docs_file(name):
-    """Return a file of that page."""
-    return send_file(name, SWAGGER, mimetype="text/css" if name.endswith("css") else "text/javascript")
-
-
-@app.get("/openapi.yaml", public=True)
-def get_openapi():
-    """Return the description of this API, for the page and for other programs."""
-    return send_file("openapi.yaml", DOCS, mimetype="application/yaml")  # RFC 9512
 
 
 # -- The server and main -----------------------------------------------------------------------------------------------
@@ -737,17 +717,11 @@ class Task:
         finally:
             environ = self.environ or {"REMOTE_ADDR": self.channel.addr[0]}
             method, path = getattr(self.request, "command", "-"), getattr(self.request, "path", "-")
-            log.log(
-                logging.DEBUG if path.endswith("/health") else logging.INFO,
-                "%s %s %s %s %s %s bytes %.1f ms",
-                environ["REMOTE_ADDR"],
-                quote(environ.get("REMOTE_USER", "-")),
-                method,
-                quote(path, encoding="latin1"),
-                self.status[:3],
-                self.content_length or 0,
-                (time.time() - self.start_time) * 1000,
-            )
+            level = logging.DEBUG if path.endswith("/health") else logging.INFO
+            user, path = quote(environ.get("REMOTE_USER", "-")), quote(path, encoding="latin1")
+            size, milliseconds = self.content_length or 0, (time.time() - self.start_time) * 1000
+            line = (environ["REMOTE_ADDR"], user, method, path, self.status[:3], size, milliseconds)
+            log.log(level, "%s %s %s %s %s %d bytes %.1f ms", *line)
 
 
 class AppTask(Task, WSGITask):
@@ -857,16 +831,20 @@ def connection_limit():
 
 
 def prepare():
-    """Prepare the database and the key, log what the operator should know, and stop the program if either fails."""
+    """Prepare the database and the key, and log what an operator should know; stop the program if either fails."""
+    is_public = HOST not in ("127.0.0.1", "::1", "localhost")
     with models.exit_if_unusable():
         models.init_db()
-        if models.IN_MEMORY:
-            seed.add_dummy_data()
-        signing_key()
+        if models.IN_MEMORY or is_public:
+            import seed  # only here: its progress bar takes long to import
+
+            if models.IN_MEMORY:
+                seed.add_dummy_data()
+            if is_public and User.match_user(*seed.DUMMY_USER):
+                log.warning("everyone knows the password of user faisal; change it: python seed.py user faisal")
         if not User.select().exists():
             log.info("there is no user yet; run python seed.py")
-        elif HOST not in ("127.0.0.1", "::1", "localhost") and User.match_user(*seed.DUMMY_USER):
-            log.warning("everyone knows the password of user faisal; change it with: python seed.py user faisal")
+        signing_key()
         models.limit_statements()
         models.check_health()  # on a connection as requests open it
 

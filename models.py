@@ -23,13 +23,10 @@ import pathlib
 import random
 import re
 import secrets
-import sqlite3
 import sys
-import tempfile
 import time
 from types import SimpleNamespace
 from typing import Annotated, NamedTuple
-from urllib.parse import quote
 
 import argon2
 import msgspec
@@ -68,7 +65,7 @@ log = logging.getLogger("course_api")
 MIGRATIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
 BUSY_SECONDS = 5  # how long a write to SQLite waits for another one, and how long conflicts are retried
 STATEMENT_SECONDS = 1.5  # how long a statement of a request may take on a database server
-CONNECT_SECONDS = 1  # how long a request waits for a connection to a database server
+CONNECT_SECONDS = 1  # how long it may take to connect to one
 
 
 class ServerPool:
@@ -105,7 +102,7 @@ PRAGMAS = {
     "foreign_keys": "on",
     "cache_size": -8000,  # KiB; a page out of 100,000 courses takes half as long as with 2000 (measured)
 }
-POOL = {"max_connections": 0, "stale_timeout": 300, "connect_timeout": 5}  # a thread has one connection at most
+POOL = {"max_connections": 0, "stale_timeout": 300, "connect_timeout": CONNECT_SECONDS}  # one for each thread at most
 FOUND_ROWS = 2  # in MariaDB, an UPDATE that changes nothing counts its rows too
 LISTS = "group_concat_max_len = 1073741824"  # bytes; without it MariaDB's JSON_ARRAYAGG gives NULL for a long list
 UPSERT = "ON CONFLICT (code) DO UPDATE SET name = excluded.name, instructor = excluded.instructor"
@@ -113,18 +110,13 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     "database": (peewee.SqliteDatabase, PostgreSQL, MariaDB),
     "options": (  # of every connection, unless DATABASE_URL says otherwise
         {"timeout": BUSY_SECONDS, "pragmas": PRAGMAS},
-        POOL,
+        POOL | {"tcp_user_timeout": 1500},  # milliseconds
         POOL | {"init_command": f"SET SESSION {LISTS}"},
     ),
     "fixed_options": (  # of every connection, whatever DATABASE_URL says
         {},
         {"client_encoding": "UTF8", "encoding": None},
         {"charset": "utf8mb4", "client_flag": FOUND_ROWS},
-    ),
-    "request_options": (  # besides, of connections that serve requests
-        {},
-        {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": int(STATEMENT_SECONDS * 1000)},
-        {"connect_timeout": CONNECT_SECONDS, "read_timeout": STATEMENT_SECONDS + 0.2},
     ),
     "statement_limit": (  # in front of a request's statement; MySQL, which cannot limit it so, skips /*M! */
         "",
@@ -151,7 +143,7 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     "for_update": ("", "FOR UPDATE", "FOR UPDATE"),  # locks what is read; SQLite's transaction has locked everything
     "scrub": ("VACUUM", "VACUUM FULL users", "OPTIMIZE TABLE users"),  # leaves no deleted text in the files
     "outage": (  # errors of a database that is away, locked or full; of PostgreSQL all OperationalErrors
-        "locked|full|unable to open|disk I/O|readonly|malformed|not a database",
+        "is locked|is full|unable to open|disk I/O|readonly database|is malformed|not a database",
         "",
         r"^\((2\d{3}|1040|1053|1129|1130|1927|1205|1213|1969|1021|1041|1114|1290|1836)\b|max_allowed_packet",
     ),
@@ -203,21 +195,17 @@ def is_outage(error):
     return type(error) in kinds and re.search(dialect.outage, str(error)) is not None
 
 
-class SchemaError(peewee.PeeweeException):
-    """The database is of a newer version, or is no catalogue."""
-
-
 @retry_conflicts
 def init_db(target=database):
     """Bring the schema up to date, in one transaction if the database has them for that; other processes wait.
 
-    Raises SchemaError if a newer version has created the schema.
+    Raises peewee.DatabaseError if a newer version has created the schema.
     """
     runner = Runner(target, MIGRATIONS)
     steps = runner.status()
     newer = [step.name for step in steps if not step.path]
     if newer:
-        raise SchemaError(f"it was created by a newer version ({newer[-1]}); upgrade, or restore a backup")
+        raise peewee.DatabaseError(f"created by a newer version ({newer[-1]}); upgrade, or restore a backup")
     if not all(step.applied for step in steps):
         with target.atomic(*dialect.begin):
             target.execute_sql(dialect.migration_lock)
@@ -250,50 +238,9 @@ def disconnect():
 
 
 def limit_statements():
-    """Limit the time of every statement and attempt to connect from now on, unless DATABASE_URL or PGOPTIONS does."""
-    disconnect()
-    if not re.search("statement_time", DATABASE_URL + os.environ.get("PGOPTIONS", "")):
+    """Limit the time of every statement from now on, unless DATABASE_URL or PGOPTIONS limits it."""
+    if "statement_time" not in DATABASE_URL + os.environ.get("PGOPTIONS", ""):
         database.statement_limit = dialect.statement_limit
-    for name, value in dialect.request_options.items():
-        if name not in url_options:
-            database.connect_params[name] = value
-
-
-def backup(path):
-    """Copy the SQLite database to a new file, even while it is in use.
-
-    Raises ValueError if it is not SQLite or does not exist, FileExistsError if the file does.
-    """
-    if POOLED:
-        raise ValueError("backup copies SQLite databases only; use pg_dump or mariadb-dump")
-    if not os.path.exists(database.database):
-        raise ValueError(f"there is no database {DATABASE_NAME}")
-    if os.path.exists(path):
-        raise FileExistsError(f"{path} already exists; nothing was written")
-    part = f"{path}.part"
-    with contextlib.closing(sqlite3.connect(part)) as copy:
-        database.connection().backup(copy)
-    os.replace(part, path)
-
-
-def restore(path):
-    """Replace everything in the SQLite database by a backup of this or an older version, even while it is in use.
-
-    Raises ValueError if it is not SQLite, SchemaError or sqlite3.Error if the file is no sound catalogue.
-    """
-    if POOLED:
-        raise ValueError("restore takes SQLite databases only; use pg_restore or mariadb")
-    ((page_size,),) = database.execute_sql("PRAGMA page_size")
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(database.database))) as folder:
-        checked = peewee.SqliteDatabase(os.path.join(folder, "checked.db"))
-        with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as backup, checked:
-            backup.backup(checked.connection())
-            if checked.pragma("integrity_check") != "ok" or not {"courses", "users"} <= set(checked.get_tables()):
-                raise SchemaError(f"{path} is damaged, or not a backup of a catalogue; nothing was changed")
-            init_db(checked)
-            for statement in ("PRAGMA journal_mode = DELETE", f"PRAGMA page_size = {page_size}", "VACUUM"):
-                checked.execute_sql(statement)
-            checked.connection().backup(database.connection())
 
 
 def check_health():
@@ -559,13 +506,15 @@ def make_where(conditions):
 
 # -- Courses in files --------------------------------------------------------------------------------------------------
 
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
 
 def check_row(row):
     """Return the code, the name and the instructor of a row; raise ValidationError if it is no course."""
     if not isinstance(row, dict):
         raise ValidationError("a course must be an object")
     if None in row:
-        raise ValidationError("there are more fields than columns; put quotes around a field that has a comma")
+        raise ValidationError("there are more cells than columns; put quotes around a cell that has a separator")
     return [clean(field, row.get(field, "")) for field in FIELDS]
 
 
@@ -574,54 +523,47 @@ def decode_text(data, encoding=""):
 
     Raises ValidationError with the line that cannot be read.
     """
-    for mark, marked in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if data.startswith(mark):
-            encoding = marked
+    marked = [name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)]
+    encoding = marked[0] if marked else encoding or "utf-8"
     try:
-        return data.decode(encoding or "utf-8")
+        return data.decode(encoding)
     except LookupError:
         raise ValidationError(f"there is no encoding {encoding}; use one like windows-1252") from None
     except UnicodeError as error:
         line = data[: getattr(error, "start", 0)].count(b"\n") + 1
         raise ValidationError(
-            f'line {line} is not {encoding or "UTF-8"} text; save the file as "CSV UTF-8", or give its encoding: '
-            "--encoding windows-1252 for seed.py, Content-Type: text/csv; charset=windows-1252 for the API"
+            f'line {line} is not {encoding} text; save the file as "CSV UTF-8", or give its encoding: with --encoding '
+            "windows-1252 to seed.py, with Content-Type: text/csv; charset=windows-1252 to the API"
         ) from None
 
 
 def read_csv(data, encoding="", max_rows=NO_LIMIT):
     """Return the rows of a CSV file's bytes (RFC 4180), a dict of the line each begins on and its fields.
 
-    It is separated by comma, semicolon or tab, as the line with the column names shows, or Excel's line before it,
-    such as "sep=;". Blank rows and other columns are ignored. Raises ValidationError, with the line, if it is not CSV.
+    It is separated by comma, semicolon or tab, as the line with the column names shows, or as a line before it like
+    Excel's "sep=;" says. Blank rows and other columns are ignored. Raises ValidationError, with the line, if it is not
+    CSV, or has more than `max_rows` rows.
     """
     text = decode_text(data, encoding)
-    lines = text.splitlines() or [""]
-    offset = 1 if re.fullmatch("sep=.", lines[0]) else 0
-    delimiter = lines[0][4] if offset else max(",;\t", key=lines[0].count)
-    file = io.StringIO(text, newline="")
-    for _ in range(offset):
-        next(file)
+    told = re.match(r"sep=(.)\s*?(\r\n|\r|\n)", text)
+    file = io.StringIO(text[told.end() :] if told else text, newline="")
+    delimiter = told[1] if told else max(",;\t", key=file.readline().count)
+    file.seek(0)
     reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
-    rows, begin = {}, 1 + offset
+    rows, names, line = {}, None, 1
     try:
-        header = next(reader, [])
-        names = check_header(header)
-        begin += reader.line_num
         for cells in reader:
-            extra = any(cell.strip() for cell in cells[len(names) :])
-            if any(cell.strip() for cell in cells):
-                rows[begin] = dict(zip(names, cells, strict=False)) | ({None: cells} if extra else {})
-            begin = 1 + offset + reader.line_num
+            if names is None:
+                names = check_header(cells)
+            elif any(cell.strip() for cell in cells):
+                extra = [cell for cell in cells[len(names) :] if cell.strip()]
+                rows[line] = dict(zip(names, cells, strict=False)) | ({None: extra} if extra else {})
+            line = reader.line_num + (2 if told else 1)
             if len(rows) > max_rows:
                 raise ValidationError(f"there are more than {max_rows} rows; send them in several requests")
     except csv.Error as error:
-        raise ValidationError(f"line {begin} is not CSV, check its quotes: {error}") from None
-    return rows
+        raise ValidationError(f"line {line} is not CSV, check its quotes: {error}") from None
+    return rows if names else check_header([])
 
 
 def check_header(header):
@@ -631,7 +573,7 @@ def check_header(header):
         if names.count(field) > 1:
             raise ValidationError(f"the column {field} is named twice; remove one of them")
         if field not in names:
-            found = ", ".join(header)[:200]
+            found = ", ".join(header)[:200] or "blank"
             raise ValidationError(f"the first line must name the columns code, name and instructor, but is: {found}")
     return names
 

@@ -4,10 +4,13 @@ import argparse
 import contextlib
 import functools
 import getpass
+import os
 import pathlib
 import random
 import sqlite3
 import sys
+import tempfile
+from urllib.parse import quote
 
 import msgspec
 import peewee
@@ -147,18 +150,6 @@ def export_courses(file, encoding):
     return f"Wrote {count(total, 'course')} to {file}."
 
 
-def backup(file):
-    """Copy the database to a new file; return a sentence."""
-    models.backup(file)
-    return f"Copied the database to {file}."
-
-
-def restore(file):
-    """Replace the database by a backup; return a sentence."""
-    models.restore(file)
-    return f"Restored the database from {file}."
-
-
 def add_random_courses(number, seed):
     """Add made-up courses, the same for the same seed, with codes that are free; return a sentence."""
     rng = random.Random(seed)  # noqa: S311 (nothing secret)
@@ -173,6 +164,53 @@ def add_random_courses(number, seed):
             taken.add(code)
             courses[len(courses) + 1] = {"code": code, "name": name, "instructor": instructor}
     return f"Added {count(Course.add_courses(courses, watch=progress).created, 'course')}."
+
+
+# -- Backups -----------------------------------------------------------------------------------------------------------
+
+
+def require_sqlite(instead):
+    if models.POOLED:
+        raise ValueError(f"this copies SQLite databases only; use {instead}")
+
+
+def backup(file):
+    """Copy the SQLite database to a new file, even while it is in use; return a sentence."""
+    require_sqlite("pg_dump or mariadb-dump")
+    if not os.path.exists(models.database.database):
+        raise ValueError(f"there is no database {models.DATABASE_NAME}")
+    if os.path.exists(file):
+        raise ValueError(f"{file} already exists; nothing was written")
+    part = f"{file}.part"
+    with contextlib.closing(sqlite3.connect(part)) as copy:
+        models.database.connection().backup(copy)
+    os.replace(part, file)
+    return f"Copied the database to {file}."
+
+
+def restore(file):
+    """Replace everything in the SQLite database by a backup, even while it is in use; return a sentence.
+
+    The backup is checked, and brought up to date if it is of an older version, in a copy beside the database.
+    """
+    require_sqlite("pg_restore or mariadb")
+    page_size = models.database.pragma("page_size")
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(models.database.database))) as folder:
+        copy = peewee.SqliteDatabase(os.path.join(folder, "copy.db"))
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{quote(file)}?mode=rw", uri=True)) as source:
+                source.backup(copy.connection())
+            is_sound = copy.pragma("integrity_check") == "ok" and {"courses", "users"} <= set(copy.get_tables())
+        except sqlite3.Error:
+            is_sound = False
+        if not is_sound:
+            raise ValueError(f"{file} is missing, damaged, or no backup of a catalogue; nothing was changed")
+        models.init_db(copy)
+        for statement in ("PRAGMA journal_mode = DELETE", f"PRAGMA page_size = {page_size}", "VACUUM"):
+            copy.execute_sql(statement)
+        copy.connection().backup(models.database.connection())
+        copy.close()
+    return f"Restored the database from {file}."
 
 
 # -- The command line --------------------------------------------------------------------------------------------------

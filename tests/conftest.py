@@ -24,16 +24,18 @@ FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
 TEST_DATABASE_URL = os.environ.get("TEST_DATABASE_URL", "sqlite")
 SQLITE = TEST_DATABASE_URL.startswith("sqlite")
 PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")  # a process that ends closes its files
-SETTINGS = ("HOST", "PORT", "DATABASE_URL", "SECRET_KEY", "TOKEN_SECONDS", "LOGIN_LIMIT", "LIMIT_STORAGE")
-for setting in (*SETTINGS, "TRUSTED_PROXY", "CORS_ORIGINS", "THREADS", "LOG_LEVEL"):
+SETTINGS = ("HOST", "PORT", "URL_PREFIX", "DATABASE_URL", "SECRET_KEY", "TOKEN_SECONDS", "PUBLIC_READ", "LOGIN_LIMIT")
+SETTINGS += ("LIMIT_STORAGE", "TRUSTED_PROXY", "CORS_ORIGINS", "THREADS", "LOG_LEVEL")
+for setting in SETTINGS:
     os.environ.pop(setting, None)
+    os.environ.pop(f"{setting}_FILE", None)
 
 
 DATABASES, CREATING = {}, threading.Lock()
 
 
 def database_url(folder, name="courses"):
-    """Return the address of a database of the kind that is tested, a new one for each folder and name."""
+    """Return the address of a database of the kind under test, a new one for each folder and name."""
     if SQLITE:
         return f"sqlite:///{folder}/{name}.db"
     with CREATING:
@@ -51,11 +53,12 @@ def drop_databases():
 
 os.environ["DATABASE_URL"] = database_url(FOLDER.name)
 
-import course_api  # noqa: E402 (reads the environment at import)
-import models  # noqa: E402
-import seed  # noqa: E402
+import models  # noqa: E402 (reads the environment when it is imported)
 
 models.init_db()
+
+import course_api  # noqa: E402
+import seed  # noqa: E402
 
 
 class Client(webtest.TestApp):
@@ -69,7 +72,7 @@ class Client(webtest.TestApp):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is of SQLite alone where another database is tested."""
+    """Leave out what needs no other database than SQLite when another one is tested."""
     if not SQLITE:
         left_out = [item for item in items if item.get_closest_marker("sqlite")]
         config.hook.pytest_deselected(items=left_out)
@@ -113,8 +116,11 @@ class Server:
 
     def __init__(self, folder, program="course_api.py", **settings):
         self.launch([*PYTHON, ROOT / program], folder, {"PORT": "0", **settings})
-        with contextlib.suppress(AssertionError):
+        try:
             self.url = self.wait_for("Serving ").split(" on ")[1].split(";")[0]
+        except BaseException:
+            self.close()
+            raise
 
     def launch(self, command, folder, settings, **options):
         """Start a process on the folder's database, and read what it says."""

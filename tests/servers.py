@@ -1,24 +1,45 @@
-"""The servers that tests use beside the API: databases of their own on those that run, or a whole PostgreSQL."""
+"""The servers that tests use beside the API: nginx, PgBouncer, a PostgreSQL of their own, and new databases."""
 
 import contextlib
 import glob
+import http.client
+import json
 import os
 import pathlib
 import random
+import re
 import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
+import time
 
-import psycopg2.extensions
+import pytest
 from playhouse import db_url
 
-POSTGRES_URL = os.environ.get("POSTGRES_URL", "postgresql://postgres@127.0.0.1/postgres")
-MARIADB_URL = os.environ.get("MARIADB_URL", "mysql://root@127.0.0.1/mysql")
+ROOT = pathlib.Path(__file__).parent.parent
+NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+PGBOUNCER = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
+EXAMPLES = {
+    "POSTGRES_URL": "postgresql://postgres@127.0.0.1/postgres",
+    "MARIADB_URL": "mysql://root@127.0.0.1/mysql",
+    "REDIS_URL": "redis://127.0.0.1:6379/8",
+}
+# What must not run as root runs as this user.
+UNPRIVILEGED = "postgres" if os.geteuid() == 0 else None
+
+
+def server_url(name):
+    """Return the address of a server that an environment variable names; skip the test without it."""
+    return os.environ.get(name) or pytest.skip(f"set {name} to the address of a server, such as {EXAMPLES[name]}")
+
+
+# -- Connections -------------------------------------------------------------------------------------------------------
 
 
 def find_ports(number):
-    """Return ports that nothing uses, of those below what the system gives to outgoing connections."""
+    """Return unused ports, from below the range that the system gives to outgoing connections."""
     ports = set()
     while len(ports) < number:
         port = random.randrange(10_000, 30_000)
@@ -27,72 +48,163 @@ def find_ports(number):
     return list(ports)
 
 
-def ask_server(url, sql):
-    """Run a statement on a database server, outside of any transaction, however long it takes."""
-    wait = psycopg2.extensions.get_wait_callback()
-    psycopg2.extensions.set_wait_callback(None)
-    try:
-        with contextlib.closing(db_url.connect(url)._connect()) as connection:
-            connection.cursor().execute(sql)
-    finally:
-        psycopg2.extensions.set_wait_callback(wait)
+def connect(url):
+    """Return a plain socket, connected to the server of a URL."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def read_all(connection):
+    """Return what the server sends until it closes."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def ask(url, method, path, body=None, headers=()):
+    """Return the status, the headers and the body of a response; a dict is sent as JSON."""
+    headers = dict(headers)
+    if isinstance(body, dict):
+        body, headers["Content-Type"] = json.dumps(body), "application/json"
+    with contextlib.closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)) as connection:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read().decode()
+
+
+def wait_until(condition, seconds=20):
+    """Wait until a function returns something true, and return that."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} seconds in vain"
+        time.sleep(0.01)
+    return result
+
+
+def is_listening(url):
+    """Return whether a server accepts connections at a URL."""
+    with contextlib.suppress(OSError), connect(url):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def running(command, port, log, **options):
+    """Run a server for the block, from when it listens; its output goes to a file."""
+    with open(log, "w") as output, subprocess.Popen(command, stdout=output, stderr=output, **options) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or is_listening(f"127.0.0.1:{port}"))
+            assert process.poll() is None, pathlib.Path(log).read_text()
+            yield
+        finally:
+            process.terminate()
+
+
+# -- nginx -------------------------------------------------------------------------------------------------------------
+
+
+def configure_nginx(folder, port, copies, location="/", upstream="http://api"):
+    """Write deploy/nginx.conf to a folder, changed to these ports, on which nginx and the copies of the API listen.
+
+    Paths below `location` go to `upstream`. Returns the file's path.
+    """
+    text = (ROOT / "deploy/nginx.conf").read_text()
+    for pattern, replacement in (
+        (r"server api:5000 resolve(.*);", "\n".join(rf"server 127.0.0.1:{copy}\1;" for copy in copies)),
+        (r"listen 8080;", f"listen 127.0.0.1:{port};"),
+        (r" /tmp/", f" {folder}/"),
+        (r"location / {\s+proxy_pass http://api;", f"location {location} {{ proxy_pass {upstream};"),
+    ):
+        text, found = re.subn(pattern, replacement, text)
+        assert found, pattern
+    path = pathlib.Path(folder, "nginx.conf")
+    path.write_text(text)
+    return path
+
+
+@contextlib.contextmanager
+def nginx(folder, copies, **options):
+    """Run nginx in front of copies of the API at these ports for the block; yield its URL. Its log is nginx.log."""
+    if not NGINX:
+        pytest.skip("install nginx: apt-get install nginx")
+    (port,) = find_ports(1)
+    configuration = configure_nginx(folder, port, copies, **options)
+    command = [NGINX, "-e", "stderr", "-c", configuration, "-g", "daemon off; user root;"]
+    with running(command, port, pathlib.Path(folder, "nginx.log")):
+        yield f"http://127.0.0.1:{port}"
+
+
+# -- Databases ---------------------------------------------------------------------------------------------------------
+
+
+def execute(url, sql):
+    """Run a statement on a database server, outside of any transaction; return the rows, if it has any."""
+    with contextlib.closing(db_url.connect(url)._connect()) as connection:
+        cursor = connection.cursor()
+        cursor.execute(sql)
+        return cursor.fetchall() if cursor.description else []
 
 
 def create_database(url, name):
-    """Make a database on a server; return its address."""
-    ask_server(url, f"CREATE DATABASE {name}")
+    """Create a database on a server; return its URL."""
+    execute(url, f"CREATE DATABASE {name}")
     return f"{url.rpartition('/')[0]}/{name}"
 
 
 def drop_database(url, name):
-    ask_server(url, f"DROP DATABASE {name}" + " WITH (FORCE)" * url.startswith("postgres"))
+    execute(url, f"DROP DATABASE {name}" + " WITH (FORCE)" * url.startswith("postgres"))
 
 
 @contextlib.contextmanager
 def new_database(url):
-    """Make a database on a server for the block; yield its address."""
+    """Create a database on a server for the block; yield its URL."""
     name = f"course_api_{secrets.token_hex(8)}"
-    address = create_database(url, name)
     try:
-        yield address
+        yield create_database(url, name)
     finally:
         drop_database(url, name)
 
 
 class Postgres:
-    """A cluster in a folder of its own, on a free port."""
+    """A PostgreSQL server with its data in a folder, on a free port."""
 
     programs = os.path.dirname(shutil.which("initdb") or max(glob.glob("/usr/lib/postgresql/*/bin/initdb"), default=""))
 
     def __init__(self, folder):
-        self.user = "postgres" if os.geteuid() == 0 else None  # it does not run as root
-        if self.user:
-            shutil.chown(folder, self.user)
+        if not self.programs:
+            pytest.skip("install PostgreSQL's server: apt-get install postgresql")
+        if UNPRIVILEGED:
+            shutil.chown(folder, UNPRIVILEGED)
         self.folder = pathlib.Path(folder, "cluster")
         (self.port,) = find_ports(1)
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        self.do("initdb", "--username=postgres", "--no-sync", "--auth=trust")
+        self.run("initdb", "--username=postgres", "--no-sync", "--auth=trust")
 
-    def do(self, program, *arguments):
+    def run(self, program, *arguments):
         command = [f"{self.programs}/{program}", f"--pgdata={self.folder}", *arguments]
-        subprocess.run(command, user=self.user, cwd="/", stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(command, user=UNPRIVILEGED, cwd="/", stdout=subprocess.DEVNULL, check=True)
 
     def start(self, action="start"):
         options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}"
-        self.do("pg_ctl", action, "--wait", "--silent", f"--options={options}", f"--log={self.folder}/log")
+        self.run("pg_ctl", action, "--wait", "--silent", f"--options={options}", f"--log={self.folder}/log")
 
     def stop(self, mode="fast"):
-        self.do("pg_ctl", "stop", "--wait", "--silent", f"--mode={mode}")
+        self.run("pg_ctl", "stop", "--wait", "--silent", f"--mode={mode}")
 
-    def send(self, number):
-        """Send a signal to every process of the server."""
-        main = self.folder.joinpath("postmaster.pid").read_text().split()[0]
-        for process in (main, *pathlib.Path(f"/proc/{main}/task/{main}/children").read_text().split()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(process), number)
 
-    def is_inserting(self):
-        """Return whether somebody inserts something just now."""
-        with contextlib.closing(psycopg2.connect(self.url)) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'INSERT%'")
-            return cursor.fetchone()[0] > 0
+@contextlib.contextmanager
+def pgbouncer(url, pool_mode):
+    """Run PgBouncer as it comes in front of a PostgreSQL database for the block; yield the database's URL there."""
+    if not PGBOUNCER:
+        pytest.skip("install PgBouncer: apt-get install pgbouncer")
+    (port,) = find_ports(1)
+    parts = db_url.parse(url)
+    target = " ".join(f"{name}={parts[name]}" for name in ("host", "port", "user", "password") if parts.get(name))
+    with tempfile.TemporaryDirectory(prefix="course-api-pgbouncer-") as folder:
+        if UNPRIVILEGED:
+            shutil.chown(folder, UNPRIVILEGED)
+        configuration = pathlib.Path(folder, "pgbouncer.ini")
+        configuration.write_text(
+            f"[databases]\n{parts['database']} = {target}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {port}\nauth_type = any\nunix_socket_dir =\npool_mode = {pool_mode}\n"
+        )
+        with running([PGBOUNCER, configuration], port, f"{folder}/log", user=UNPRIVILEGED):
+            yield f"postgresql://{parts.get('user', 'postgres')}@127.0.0.1:{port}/{parts['database']}"

@@ -1,4 +1,4 @@
-"""What another client undoes is tried again, a few times, where that is safe."""
+"""What another client's deadlock or lock has undone is retried, a few times, where that is safe."""
 
 import concurrent.futures
 import contextlib
@@ -6,6 +6,7 @@ import threading
 
 import peewee
 import pytest
+from conftest import SQLITE
 
 import models
 from models import Course, database
@@ -19,9 +20,11 @@ class PostgresError(Exception):
 
 CONFLICTS = {
     "a serialization failure": peewee.OperationalError(PostgresError("40001"), "could not serialize access"),
-    "a deadlock of PostgreSQL's": peewee.OperationalError(PostgresError("40P01"), "deadlock detected"),
-    "a deadlock of MariaDB's": peewee.OperationalError(1213, "Deadlock found when trying to get lock"),
-    "a lock of SQLite's": peewee.OperationalError("database is locked"),
+    "a deadlock in PostgreSQL": peewee.OperationalError(PostgresError("40P01"), "deadlock detected"),
+    "a deadlock in MariaDB": peewee.OperationalError(1213, "Deadlock found when trying to get lock"),
+    "a changed row in MariaDB": peewee.OperationalError(1020, "Record has changed since last read"),
+    "a locked SQLite database": peewee.OperationalError("database is locked"),
+    "a locked table in memory": peewee.OperationalError("database table is locked"),
 }
 FAULTS = {
     "a timeout": peewee.OperationalError(PostgresError("57014"), "canceling statement due to statement timeout"),
@@ -31,69 +34,87 @@ FAULTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """The seconds that retries would have paused; no test waits for them."""
+    seconds = []
+    monkeypatch.setattr(models.time, "sleep", seconds.append)
+    return seconds
+
+
 def fail(times, error):
     """Return an operation that fails so many times, and the list of its attempts."""
     attempts = []
 
-    def operation():
-        attempts.append(len(attempts))
+    @models.retry_conflicts
+    def operation(argument):
+        attempts.append(argument)
         if len(attempts) <= times:
             raise error
         return "done"
 
-    return models.retried(operation), attempts
+    return operation, attempts
 
 
 @pytest.mark.parametrize("error", CONFLICTS.values(), ids=CONFLICTS)
-def test_a_conflict_is_tried_again(error):
-    operation, attempts = fail(3, error)
-    assert operation() == "done"
-    assert len(attempts) == 4
-
-
-@pytest.mark.parametrize("error", CONFLICTS.values(), ids=CONFLICTS)
-def test_a_conflict_that_stays_is_given_up(error):
-    operation, attempts = fail(100, error)
+def test_a_conflict_is_retried_and_given_up_after_ten_attempts(error, pauses):
+    operation, attempts = fail(9, error)
+    assert operation("argument") == "done"
+    assert attempts == ["argument"] * 10
+    assert len(set(pauses)) > 1 and min(pauses) > 0 and max(pauses) < 1
+    operation, attempts = fail(10, error)
     with pytest.raises(peewee.OperationalError):
-        operation()
+        operation("argument")
     assert len(attempts) == 10
 
 
 @pytest.mark.parametrize("error", FAULTS.values(), ids=FAULTS)
-def test_any_other_fault_is_not_tried_again(error):
+def test_any_other_fault_is_not_retried(error):
     operation, attempts = fail(1, error)
     with pytest.raises(type(error)):
-        operation()
+        operation("argument")
     assert len(attempts) == 1
 
 
-def test_a_part_of_a_transaction_is_not_tried_again_by_itself():
-    operation, attempts = fail(1, CONFLICTS["a deadlock of PostgreSQL's"])
+def test_a_conflict_is_not_retried_once_its_time_is_up(monkeypatch):
+    operation, attempts = fail(9, CONFLICTS["a locked SQLite database"])
+    clock = iter(range(0, 100, 2))
+    monkeypatch.setattr(models.time, "monotonic", lambda: next(clock))
+    with pytest.raises(peewee.OperationalError):
+        operation("argument")
+    assert len(attempts) == 3  # at 2, 4 and 6 seconds, with 5 allowed
+
+
+def test_a_part_of_a_transaction_is_not_retried_by_itself(app):
+    operation, attempts = fail(1, CONFLICTS["a deadlock in PostgreSQL"])
     with pytest.raises(peewee.OperationalError), database.atomic():
-        operation()
+        operation("argument")
     assert len(attempts) == 1
 
 
-def test_two_imports_that_wait_for_each_other_are_both_carried_out(app, monkeypatch):
-    """Each has changed the course that the other one wants next; SQLite lets the second begin only when it can end."""
+def test_two_uploads_that_wait_for_each_other_are_both_carried_out(app, monkeypatch):
+    """Each changes the course that the other changes next; on SQLite, the second begins when the first has ended."""
     monkeypatch.setattr(models, "BATCH", 1)
-    meeting = threading.Barrier(2, timeout=1)
+    meeting = threading.Barrier(1 if SQLITE else 2, timeout=10)
+    met = threading.local()
 
-    def meet(courses):
-        for number, course in enumerate(courses):
-            if number == 1 and not isinstance(course, dict):
+    def meet(items):
+        for number, item in enumerate(items):
+            if number == 1 and database.in_transaction() and not hasattr(met, "once"):
+                met.once = True
                 with contextlib.suppress(threading.BrokenBarrierError):
                     meeting.wait()
-            yield course
+            yield item
 
-    def add(codes, instructor):
-        rows = [{"code": code, "name": "Shared", "instructor": instructor} for code in codes]
+    def upload(codes, instructor):
+        rows = {code: {"code": code, "name": "Shared", "instructor": instructor} for code in codes}
         try:
             return Course.add_courses(rows, update=True, watch=meet)
         finally:
             database.close()
 
     with concurrent.futures.ThreadPoolExecutor() as clients:
-        imports = [clients.submit(add, *its) for its in ((("CSE115", "CSE465"), "Ada"), (("CSE465", "CSE115"), "Bob"))]
-        assert [done.result() for done in imports] == [2, 2]
+        orders = ((("CSE115", "CSE465"), "Ada"), (("CSE465", "CSE115"), "Bob"))
+        uploads = [clients.submit(upload, *order) for order in orders]
+        assert [upload.result() for upload in uploads] == [(0, 2, 0), (0, 2, 0)]
     assert len({course["instructor"] for course in Course.get_all_courses()}) == 1

@@ -21,40 +21,36 @@ NAME = "name must be 1 to 120 characters, with no control characters"
 INSTRUCTOR = "instructor must be 0 to 120 characters, with no control characters"
 USERNAME = "username must be 1 to 80 characters, with no control characters"
 PASSWORD = "password must be 1 to 1024 characters"
-MISSING = "course code must be provided"
 
-GOOD = [
-    *(("code", code) for code in ("A", "x" * 20, "😀" * 20, "AAS 100", "6.006", "MATH&151", "...a", "%2F", "\\")),
-    *(("name", name) for name in ("A", "x" * 120, "物" * 120, "a / b", "...", "\u202ea", "a\u2028b", "\ufffe")),
-    *(("instructor", instructor) for instructor in ("", "A", "x" * 120, "a / b")),
-    *(("username", username) for username in ("A", "x" * 80, "a / b")),
-    *(("password", password) for password in (" ", "x" * 1024, " a\0\n ")),
-]
+GOOD = {
+    "code": ("A", "x" * 20, "😀" * 20, "AAS 100", "6.006", "MATH&151", "...a", "%2F", "\\"),
+    "name": ("A", "x" * 120, "物" * 120, "a / b", "...", "\u202ea", "a\u2028b", "\ufffe"),
+    "instructor": ("", "A", "x" * 120, "a / b"),
+    "username": ("A", "x" * 80, "a / b"),
+    "password": (" ", "x" * 1024, " a\0\n "),
+}
 BAD = [
-    *(("code", code, MISSING) for code in ("", " ", "\n\u3000")),
-    *(("code", code, CODE) for code in ("x" * 21, "a/b", "/", ".", "..", "." * 20, " .. ", "a\0b", "a\ud800")),
-    *(("name", name, NAME) for name in ("", " ", "x" * 121, "a\nb", "a\x7fb", "a\x9fb", "\udfff")),
-    *(("instructor", instructor, INSTRUCTOR) for instructor in ("x" * 121, "a\tb", "a\udc00")),
-    *(("username", username, USERNAME) for username in ("", " ", "x" * 81, "a\x1bb", "\ud800")),
-    *(("password", password, PASSWORD) for password in ("", "x" * 1025, "secret\ud800")),
-    *(
-        (field, value, f"{field} must be a string")
-        for field in ("code", "name", "instructor", "username", "password")
-        for value in (None, 5, True, b"A", ["A"])
-    ),
+    ("code", ("", " ", "\n\u3000"), "course code must be provided"),
+    ("code", ("x" * 21, "a/b", "/", ".", "..", "." * 20, " .. ", "a\0b", "a\ud800"), CODE),
+    ("name", ("", " ", "x" * 121, "a\nb", "a\x7fb", "a\x9fb", "\udfff"), NAME),
+    ("instructor", ("x" * 121, "a\tb", "a\udc00"), INSTRUCTOR),
+    ("username", ("", " ", "x" * 81, "a\x1bb", "\ud800"), USERNAME),
+    ("password", ("", "x" * 1025, "secret\ud800"), PASSWORD),
+    *((field, (None, 5, True, b"A", ["A"]), f"{field} must be a string") for field in GOOD),
 ]
 
 
-@pytest.mark.parametrize(("field", "value"), GOOD)
-def test_a_good_value_is_kept(field, value):
-    assert clean(field, value) == value
+@pytest.mark.parametrize(("field", "values"), GOOD.items())
+def test_a_good_value_is_kept(field, values):
+    assert [clean(field, value) for value in values] == list(values)
 
 
-@pytest.mark.parametrize(("field", "value", "error"), BAD)
-def test_a_bad_value_is_refused_with_the_field_and_the_rule(field, value, error):
-    with pytest.raises(ValidationError) as refused:
-        clean(field, value)
-    assert str(refused.value).startswith(error)
+@pytest.mark.parametrize(("field", "values", "error"), BAD)
+def test_a_bad_value_is_refused_with_the_field_and_the_rule(field, values, error):
+    for value in values:
+        with pytest.raises(ValidationError) as refused:
+            clean(field, value)
+        assert str(refused.value).startswith(error)
 
 
 @pytest.mark.parametrize("field", ["code", "name", "instructor", "username"])
@@ -180,7 +176,7 @@ def test_an_upload_larger_than_a_batch_is_counted_whole(app):
             False,
             [
                 (1, "a course must be an object"),
-                (2, MISSING),
+                (2, "course code must be provided"),
                 (4, "Course code CSE225 is also in row 3"),
                 (5, "Course code CSE115 is in the courses already"),
             ],
@@ -219,9 +215,7 @@ def test_the_tutorials_user_methods_work_under_their_names(user):
 
 def test_a_user_may_write_unless_the_user_is_read_only(user):
     User.create_user("alan", "turing", read_only=True)
-    roles = [User.get_role(username) for username in ("grace", "alan", "nobody")]
-    assert len(set(roles)) == 3
-    assert roles[2] is None
+    assert [User.get_role(username) for username in ("grace", "alan", "nobody")] == ["editor", "reader", None]
 
 
 def test_a_taken_code_or_name_is_an_integrity_error(user):
@@ -257,12 +251,12 @@ def test_a_login_renews_a_hash_with_other_parameters(user):
 def test_a_renewed_hash_does_not_undo_a_change_of_password(user, monkeypatch):
     User.update(password=WEAK.hash("hopper")).where(User.username == "grace").execute()
 
-    def change_meanwhile(hashed):
-        User.change_password("grace", "changed")
-        return True
+    class Hasher(argon2.PasswordHasher):
+        def check_needs_rehash(self, hashed):
+            User.change_password("grace", "changed")
+            return True
 
-    monkeypatch.setattr(models, "HASHER", argon2.PasswordHasher(memory_cost=8, time_cost=2, parallelism=1))
-    monkeypatch.setattr(models.HASHER, "check_needs_rehash", change_meanwhile)
+    monkeypatch.setattr(models, "HASHER", Hasher(memory_cost=8, time_cost=2, parallelism=1))
     User.match_user("grace", "hopper")
     assert User.match_user("grace", "changed")
 
