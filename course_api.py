@@ -82,7 +82,7 @@ LOG_LEVEL = read_setting("LOG_LEVEL", "INFO", LEVEL, "DEBUG, INFO, WARNING or ER
 if 0 < len(SECRET_KEY) < 32:  # RFC 7518 §3.2: HS256's own length
     sys.exit("SECRET_KEY must have 32 bytes or more; make one with: openssl rand -hex 32")
 try:
-    timeouts = {"socket_timeout": models.STATEMENT_SECONDS, "socket_connect_timeout": models.CONNECT_SECONDS}
+    timeouts = {"socket_timeout": models.CONNECT_SECONDS, "socket_connect_timeout": models.CONNECT_SECONDS}
     storage = limits.storage.storage_from_string(LIMIT_STORAGE, wrap_exceptions=True, **timeouts)
 except (limits.errors.ConfigurationError, NotImplementedError, ValueError):
     sys.exit("LIMIT_STORAGE must be memory://, or like redis://host:6379 with requirements-servers.txt installed")
@@ -537,7 +537,7 @@ def check_conditions(code):
     The write then requires the course to be as it is here, so nothing can come between (RFC 9110 §13.1).
     """
     if_match, if_none_match = (request.get_header(name) for name in ("If-Match", "If-None-Match"))
-    course = None if if_match is if_none_match is None else Course.get_json(code)
+    course = None if (if_match, if_none_match) == (None, None) else Course.get_json(code)
     if course and if_none_match is not None and matches(if_none_match, make_etag(course)):
         raise HTTPError(412, EXISTS)
     if course and if_match is not None and not matches(if_match, make_etag(course)):
@@ -550,7 +550,7 @@ def pagination_links(total, cursor, limit, offset):
     changes = {"first": {}}
     if total is not None:
         changes["last"] = {"offset": max(total - 1, 0) // limit * limit}
-    if offset:
+    if total is not None and offset:
         changes["prev"] = {"offset": max(min(offset - limit, changes["last"]["offset"]), 0)}
     if cursor:
         changes["next"] = {"after": cursor}
@@ -717,10 +717,11 @@ class Task:
         finally:
             environ = self.environ or {"REMOTE_ADDR": self.channel.addr[0]}
             method, path = getattr(self.request, "command", "-"), getattr(self.request, "path", "-")
-            level = logging.DEBUG if path.endswith("/health") else logging.INFO
+            level = logging.DEBUG if path in ("/health", f"{URL_PREFIX}/health") else logging.INFO
             user, path = quote(environ.get("REMOTE_USER", "-")), quote(path, encoding="latin1")
-            size, milliseconds = self.content_length or 0, (time.time() - self.start_time) * 1000
-            line = (environ["REMOTE_ADDR"], user, method, path, self.status[:3], size, milliseconds)
+            size = self.content_length if self.has_body and method != "HEAD" else 0
+            milliseconds = (time.time() - self.start_time) * 1000
+            line = (environ["REMOTE_ADDR"], user, method, path, self.status[:3], size or 0, milliseconds)
             log.log(level, "%s %s %s %s %s %d bytes %.1f ms", *line)
 
 
@@ -857,8 +858,7 @@ def main():
     logging.Formatter.converter = time.gmtime
     log_format = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(stream=sys.stdout, level=LOG_LEVEL, format=log_format, datefmt="%Y-%m-%dT%H:%M:%SZ")
-    logging.getLogger("peewee").setLevel("INFO")  # its DEBUG shows password hashes and the key
-    logging.getLogger("playhouse").setLevel("WARNING")  # init_db() says what it migrates
+    logging.getLogger("peewee").setLevel("WARNING")  # its DEBUG shows password hashes and the key
     logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits
     prepare()
     sockets, dispatcher = {}, ThreadedTaskDispatcher()

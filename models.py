@@ -59,13 +59,11 @@ def read_setting(name, default, kind=str, rule=""):
 URL = Annotated[str, msgspec.Meta(pattern=r"^(sqlite:///.*|sqlite://|(postgres|postgresql|mysql|mariadb)://.*/.+)$")]
 URL_RULE = "like sqlite:///courses.db, postgresql://user:password@host/name or mysql://user:password@host/name"
 DATABASE_URL = read_setting("DATABASE_URL", "sqlite:///courses.db", URL, URL_RULE)
-DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # safe to show: no user, no password
 IN_MEMORY = DATABASE_URL in ("sqlite:///:memory:", "sqlite:///", "sqlite://")
 log = logging.getLogger("course_api")
 MIGRATIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
 BUSY_SECONDS = 5  # how long a write to SQLite waits for another one, and how long conflicts are retried
-STATEMENT_SECONDS = 1.5  # how long a statement of a request may take on a database server
-CONNECT_SECONDS = 1  # how long it may take to connect to one
+CONNECT_SECONDS = 1  # how long it may take to connect to a database server
 
 
 class ServerPool:
@@ -102,26 +100,31 @@ PRAGMAS = {
     "foreign_keys": "on",
     "cache_size": -8000,  # KiB; a page out of 100,000 courses takes half as long as with 2000 (measured)
 }
+BUSY = {"timeout": BUSY_SECONDS}
 POOL = {"max_connections": 0, "stale_timeout": 300, "connect_timeout": CONNECT_SECONDS}  # one for each thread at most
 FOUND_ROWS = 2  # in MariaDB, an UPDATE that changes nothing counts its rows too
 LISTS = "group_concat_max_len = 1073741824"  # bytes; without it MariaDB's JSON_ARRAYAGG gives NULL for a long list
 UPSERT = "ON CONFLICT (code) DO UPDATE SET name = excluded.name, instructor = excluded.instructor"
+SQLITE_OUTAGE = "is locked|is full|unable to open|disk I/O|readonly database|is malformed|not a database"
+MARIADB_OUTAGE = r"^\((2\d{3}|1040|1053|1129|1130|1927|1205|1213|1969|1021|1041|1114|1290|1836)\b|max_allowed_packet"
 DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     "database": (peewee.SqliteDatabase, PostgreSQL, MariaDB),
-    "options": (  # of every connection, unless DATABASE_URL says otherwise
-        {"timeout": BUSY_SECONDS, "pragmas": PRAGMAS},
-        POOL | {"tcp_user_timeout": 1500},  # milliseconds
-        POOL | {"init_command": f"SET SESSION {LISTS}"},
+    # Options of every connection, first those that DATABASE_URL can change; tcp_user_timeout is in milliseconds.
+    "options": (
+        {"pragmas": PRAGMAS} | BUSY,
+        POOL | {"tcp_user_timeout": 1500},
+        POOL | {"init_command": f"SET {LISTS}"},
     ),
-    "fixed_options": (  # of every connection, whatever DATABASE_URL says
+    "fixed_options": (
         {},
         {"client_encoding": "UTF8", "encoding": None},
         {"charset": "utf8mb4", "client_flag": FOUND_ROWS},
     ),
-    "statement_limit": (  # in front of a request's statement; MySQL, which cannot limit it so, skips /*M! */
+    # In front of a request's statement, to limit its time; MySQL, which cannot limit it so, skips /*M! */.
+    "statement_limit": (
         "",
-        f"SET LOCAL statement_timeout = {STATEMENT_SECONDS * 1000:.0f}; ",
-        f"/*M! SET STATEMENT max_statement_time = {STATEMENT_SECONDS}, {LISTS} FOR */ ",
+        "SET LOCAL statement_timeout = 1500; ",
+        f"/*M! SET STATEMENT max_statement_time = 1.5, {LISTS} FOR */ ",
     ),
     "json_object": ("json_object", "json_build_object", "JSON_OBJECT"),
     "json_array": ("json_group_array", "json_agg", "JSON_ARRAYAGG"),
@@ -135,18 +138,16 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     "upsert": (UPSERT, UPSERT, "ON DUPLICATE KEY UPDATE name = VALUES(name), instructor = VALUES(instructor)"),
     "collation": (None, '"C"', "utf8mb4_nopad_bin"),  # compares text by code points, as SQLite does anyway
     "begin": (["IMMEDIATE"], [], []),  # of a transaction that will write
-    "migration_lock": (  # waits until no other process migrates; MariaDB's is held until the connection closes
+    # Waits until no other process migrates; MariaDB's lock is held until the connection closes.
+    "migration_lock": (
         "SELECT 1",
         "SELECT pg_advisory_xact_lock(5000)",
         "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)",
     ),
     "for_update": ("", "FOR UPDATE", "FOR UPDATE"),  # locks what is read; SQLite's transaction has locked everything
     "scrub": ("VACUUM", "VACUUM FULL users", "OPTIMIZE TABLE users"),  # leaves no deleted text in the files
-    "outage": (  # errors of a database that is away, locked or full; of PostgreSQL all OperationalErrors
-        "is locked|is full|unable to open|disk I/O|readonly database|is malformed|not a database",
-        "",
-        r"^\((2\d{3}|1040|1053|1129|1130|1927|1205|1213|1969|1021|1041|1114|1290|1836)\b|max_allowed_packet",
-    ),
+    # Found in the errors of a database that is away, locked or full; in PostgreSQL, OperationalErrors always are.
+    "outage": (SQLITE_OUTAGE, "", MARIADB_OUTAGE),
 }
 SCHEMES = {"sqlite": 0, "postgres": 1, "postgresql": 1, "mysql": 2, "mariadb": 2}
 SCHEME = DATABASE_URL.partition(":")[0]
@@ -155,8 +156,10 @@ try:
     url_options = db_url.parse(DATABASE_URL.replace("#", "%23"), unquote_password=True, unquote_user=True)
 except ValueError as error:
     sys.exit(f"DATABASE_URL must be {URL_RULE}: {error}")
-if SCHEME == "sqlite":
-    url_options["database"] = DATABASE_URL.removeprefix("sqlite:///").partition("?")[0]  # to the letter, with any "#"
+DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # safe to show: no user, no password
+if SCHEME == "sqlite" and not IN_MEMORY:
+    url_options["database"] = DATABASE_NAME.removeprefix("sqlite:///")  # to the letter, with any "#"
+    DATABASE_NAME = f"sqlite:///{os.path.abspath(url_options['database'])}"
 if IN_MEMORY:  # ":memory:" is one database per connection; this one is shared by all threads
     url_options = {"database": "file:/courses?vfs=memdb", "uri": True}
 database = dialect.database(**dialect.options | url_options | dialect.fixed_options)
@@ -180,7 +183,7 @@ def retry_conflicts(operation):
             try:
                 return operation(*args, **kwargs)
             except peewee.OperationalError as error:
-                codes = {getattr(error.args[0], "pgcode", None), *error.args}
+                codes = {getattr(getattr(error, "orig", None), "pgcode", None), *error.args}
                 if not codes & CONFLICTS or time.monotonic() > deadline or database.in_transaction():
                     raise
             time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (jitter, not a secret)
@@ -246,11 +249,6 @@ def limit_statements():
 def check_health():
     """Ask for a course; raise a peewee.PeeweeException if the database does not answer."""
     database.execute_sql("SELECT 1 FROM courses LIMIT 1").fetchone()
-
-
-class BaseModel(peewee.Model):
-    class Meta:
-        database = database
 
 
 # -- Field rules -------------------------------------------------------------------------------------------------------
@@ -337,7 +335,7 @@ class Counts(NamedTuple):
     unchanged: int
 
 
-class Course(BaseModel):
+class Course(database.Model):
     code = peewee.CharField(20, unique=True, collation=dialect.collation)
     name = peewee.CharField(120, collation=dialect.collation)
     instructor = peewee.CharField(120, collation=dialect.collation)
@@ -359,11 +357,11 @@ class Course(BaseModel):
         """Add courses, all or none, from a dict of each row's number and its fields; return the Counts.
 
         With `update`, courses that exist are changed. With `dry_run`, nothing is stored in the end. `unit` is what the
-        numbers count: "row" or "line". `watch` may wrap what is iterated over in a progress bar. Raises UploadError,
-        which names each bad row.
+        numbers count: "row" or "line". `watch` may show progress while it passes on the courses to store. Raises
+        UploadError, which names each bad row.
         """
         courses, invalid, duplicates = {}, [], []  # courses: the row's number and the fields of each code
-        for number, row in watch(rows.items()):
+        for number, row in rows.items():
             try:
                 code, *others = check_row(row)
                 first, *_ = courses.setdefault(code, (number, code, *others))
@@ -540,22 +538,20 @@ def decode_text(data, encoding=""):
 def read_csv(data, encoding="", max_rows=NO_LIMIT):
     """Return the rows of a CSV file's bytes (RFC 4180), a dict of the line each begins on and its fields.
 
-    It is separated by comma, semicolon or tab, as the line with the column names shows, or as a line before it like
-    Excel's "sep=;" says. Blank rows and other columns are ignored. Raises ValidationError, with the line, if it is not
-    CSV, or has more than `max_rows` rows.
+    It is separated by comma, semicolon or tab, as its column names show, or as a line before them like Excel's "sep=;"
+    says. Blank rows and other columns are ignored. Raises ValidationError, with the line, if it is not CSV.
     """
     text = decode_text(data, encoding)
     told = re.match(r"sep=(.)\s*?(\r\n|\r|\n)", text)
-    file = io.StringIO(text[told.end() :] if told else text, newline="")
-    delimiter = told[1] if told else max(",;\t", key=file.readline().count)
-    file.seek(0)
-    reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
-    rows, names, line = {}, None, 1
+    text = text[told.end() :] if told else text
+    rows, line = {}, 1
     try:
+        delimiter, names = read_header(text, told[1] if told else ",;\t")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+        next(reader)
+        line = reader.line_num + (2 if told else 1)
         for cells in reader:
-            if names is None:
-                names = check_header(cells)
-            elif any(cell.strip() for cell in cells):
+            if any(cell.strip() for cell in cells):
                 extra = [cell for cell in cells[len(names) :] if cell.strip()]
                 rows[line] = dict(zip(names, cells, strict=False)) | ({None: extra} if extra else {})
             line = reader.line_num + (2 if told else 1)
@@ -563,19 +559,27 @@ def read_csv(data, encoding="", max_rows=NO_LIMIT):
                 raise ValidationError(f"there are more than {max_rows} rows; send them in several requests")
     except csv.Error as error:
         raise ValidationError(f"line {line} is not CSV, check its quotes: {error}") from None
-    return rows if names else check_header([])
+    return rows
 
 
-def check_header(header):
-    """Return column names in lower case without blanks around them; raise ValidationError if they are not as needed."""
-    names = [name.strip().lower() for name in header]
+def read_header(text, delimiters):
+    """Return the delimiter with which the first record names the most columns that are needed, and all its names.
+
+    Raises ValidationError if one that is needed is missing or named twice.
+    """
+    headers = {}
+    for delimiter in delimiters:
+        start = io.StringIO(text[:100_000], newline="")
+        headers[delimiter] = next(csv.reader(start, delimiter=delimiter, skipinitialspace=True), [])
+    names = {delimiter: [cell.strip().lower() for cell in header] for delimiter, header in headers.items()}
+    best = max(names, key=lambda delimiter: (len({*FIELDS} & {*names[delimiter]}), len(names[delimiter])))
     for field in FIELDS:
-        if names.count(field) > 1:
+        if names[best].count(field) > 1:
             raise ValidationError(f"the column {field} is named twice; remove one of them")
-        if field not in names:
-            found = ", ".join(header)[:200] or "blank"
+        if field not in names[best]:
+            found = " ".join(", ".join(headers[best])[:200].split()) or "(blank)"
             raise ValidationError(f"the first line must name the columns code, name and instructor, but is: {found}")
-    return names
+    return best, names[best]
 
 
 def make_csv(courses, watch=iter):
@@ -593,13 +597,10 @@ def make_csv(courses, watch=iter):
 HASHER = argon2.PasswordHasher(memory_cost=19 * 1024, time_cost=2, parallelism=1)
 
 
-@functools.cache
-def unknown_user_hash():
-    """Return the hash that is checked for an unknown user, so that both answers take as long."""
-    return HASHER.hash(secrets.token_hex())
+UNKNOWN_USER = HASHER.hash(secrets.token_hex())  # checked for an unknown user, so that both answers take as long
 
 
-class User(BaseModel):
+class User(database.Model):
     username = peewee.CharField(80, unique=True, collation=dialect.collation)
     password = peewee.CharField(255)  # the Argon2 hash, with its salt and parameters
     read_only = peewee.BooleanField(default=False)
@@ -619,16 +620,18 @@ class User(BaseModel):
 
     @classmethod
     @retry_conflicts
-    def change_password(cls, username, password):
-        """Set a user's password; raise ValidationError for a bad one."""
-        cls.update(password=HASHER.hash(clean("password", password))).where(cls.username == username).execute()
+    def update_user(cls, username, password=None, read_only=None):
+        """Set a user's password, role, or both; return whether the user exists; raise ValidationError for a bad one."""
+        changes = {} if read_only is None else {"read_only": read_only}
+        changes |= {} if password is None else {"password": HASHER.hash(clean("password", password))}
+        return cls.update(changes).where(cls.username == username).execute() > 0
 
     @classmethod
     @retry_conflicts
     def match_user(cls, username, password):
         """Return whether this is the user's password; renew its hash if HASHER's parameters have changed."""
         user = cls.get_or_none(cls.username == username)
-        hashed = user.password if user else unknown_user_hash()
+        hashed = user.password if user else UNKNOWN_USER
         try:
             HASHER.verify(hashed, password)
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
@@ -649,7 +652,7 @@ class User(BaseModel):
         return list(cls.select().order_by(cls.id))
 
 
-class SigningKey(BaseModel):
+class SigningKey(database.Model):
     """The key that signs tokens unless SECRET_KEY is set: row 1, made once."""
 
     value = peewee.CharField(64)

@@ -7,6 +7,7 @@ import getpass
 import os
 import pathlib
 import random
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -33,6 +34,12 @@ FORENAMES = ("Ada", "Alan", "Chien-Shiung", "Emmy", "Grace", "Kurt", "Lise", "Ma
 MIN_PASSWORD = 8  # characters
 
 progress = functools.partial(tqdm, unit=" courses", leave=False, disable=None)  # None: only at a terminal
+
+
+def store_uninterrupted(courses):
+    """Show progress; ignore Ctrl-C once all courses have been handed over, so that it never hides a commit."""
+    yield from progress(courses)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def count(number, noun):
@@ -82,14 +89,16 @@ def set_user(name, read_only=None, delete=False):
     name = models.clean("username", name)
     user = User.get_or_none(User.username == name)
     if delete:
-        return f"Deleted user {name}." if User.delete().where(User.username == name).execute() else f"No user {name}."
+        if not (user and user.delete_instance()):
+            raise ValueError(f"there is no user {name}")
+        return f"Deleted user {name}."
     if not user:
         User.create_user(name, read_password(name), bool(read_only))
         return f"Added user {name}."
     if read_only is None:
-        User.change_password(name, read_password(name))
+        User.update_user(name, password=read_password(name))
         return f"Changed the password of user {name}."
-    User.update(read_only=read_only).where(User.username == name).execute()
+    User.update_user(name, read_only=read_only)
     return f"User {name} may now {'only read' if read_only else 'read and write'}."
 
 
@@ -106,7 +115,7 @@ def read_courses(path, encoding):
         return models.read_csv(data, encoding), "line"
     try:
         courses = msgspec.json.decode(models.decode_text(data, encoding))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if isinstance(courses, dict):  # as GET /courses returns
         courses = courses.get("courses")
@@ -119,7 +128,7 @@ def import_courses(file, encoding, update=False, dry_run=False):
     """Add the courses of a file, all or none; return a sentence that says what was done."""
     try:
         courses, unit = read_courses(file, encoding)
-        counts = Course.add_courses(courses, update, unit, progress, dry_run)
+        counts = Course.add_courses(courses, update, unit, store_uninterrupted, dry_run)
     except models.UploadError as error:
         for number, message in error.rows:
             print(f"{unit} {number}: {message}", file=sys.stderr)
@@ -141,8 +150,8 @@ def export_courses(file, encoding):
     content = courses if ending == ".json" else models.make_csv(courses, progress)
     try:
         content = content.decode().encode(encoding or "utf-8")
-    except (UnicodeEncodeError, LookupError) as error:
-        raise ValueError(f"the courses cannot be written in {encoding}: {error}; use utf-8-sig or utf-16") from None
+    except (UnicodeEncodeError, LookupError):
+        raise ValueError(f"the courses cannot be written in {encoding}; use utf-8-sig or utf-16") from None
     if file == "-":
         sys.stdout.buffer.write(content)
     else:
@@ -205,7 +214,10 @@ def restore(file):
             is_sound = False
         if not is_sound:
             raise ValueError(f"{file} is missing, damaged, or no backup of a catalogue; nothing was changed")
-        models.init_db(copy)
+        try:
+            models.init_db(copy)
+        except peewee.PeeweeException as error:
+            raise ValueError(f"cannot restore {file}: {error}; nothing was changed") from None
         for statement in ("PRAGMA journal_mode = DELETE", f"PRAGMA page_size = {page_size}", "VACUUM"):
             copy.execute_sql(statement)
         copy.connection().backup(models.database.connection())
