@@ -158,7 +158,7 @@ except ValueError as error:
     sys.exit(f"DATABASE_URL must be {URL_RULE}: {error}")
 DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # safe to show: no user, no password
 if SCHEME == "sqlite" and not IN_MEMORY:
-    url_options["database"] = DATABASE_NAME.removeprefix("sqlite:///")  # to the letter, with any "#"
+    url_options["database"] = DATABASE_URL.removeprefix("sqlite:///").partition("?")[0]  # to the letter, with any "#"
     DATABASE_NAME = f"sqlite:///{os.path.abspath(url_options['database'])}"
 if IN_MEMORY:  # ":memory:" is one database per connection; this one is shared by all threads
     url_options = {"database": "file:/courses?vfs=memdb", "uri": True}
@@ -213,8 +213,9 @@ def init_db(target=database):
         with target.atomic(*dialect.begin):
             target.execute_sql(dialect.migration_lock)
             applied = runner.up()
-        target.execute_sql(dialect.scrub)
-        log.info("brought the schema up to date: %s", ", ".join(applied) or "another process did")
+        if applied:  # and not by another process meanwhile
+            target.execute_sql(dialect.scrub)
+            log.info("brought the schema up to date: %s", ", ".join(applied))
     disconnect()  # MariaDB's lock ends with the connection
 
 

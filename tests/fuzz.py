@@ -1,7 +1,7 @@
-"""Look for faults for minutes, with 20,000 requests of each of two kinds: python tests/fuzz.py [SEED]
+"""Look for bugs for minutes, with 20,000 requests of each of two kinds: python tests/fuzz.py [SEED]
 
-Schemathesis makes requests of openapi.yaml and sends them to a real server. Hypothesis spoils good requests with bytes
-of any kind, and calls the app with them as a WSGI server does. The status is 1 where they find a fault.
+Schemathesis generates requests from openapi.yaml and sends them to a real server. Hypothesis corrupts good requests
+with bytes of any kind, and calls the app with them as a WSGI server does. The exit status is 1 if they find a bug.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ ROUND = 250  # examples of each operation; in longer rounds the lists get long, 
 
 
 def send_round(seed):
-    """Return how many requests schemathesis sent to a new server, and what it and the server's log say is wrong."""
+    """Return how many requests schemathesis sent to a new server, and the faults that it and the server's log name."""
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Server(folder, TOKEN_SECONDS="9999")) as server:
         environment = os.environ | {"DATABASE_URL": f"sqlite:///{folder}/courses.db", "PYTHONPATH": str(ROOT / "tests")}
         subprocess.run([sys.executable, ROOT / "seed.py"], env=environment, check=True, capture_output=True)
@@ -46,7 +46,7 @@ def send_round(seed):
 
 
 def send_requests(seed):
-    """Return how many requests schemathesis sent, to one new server after another, what is wrong, and the last seed."""
+    """Return how many requests schemathesis sent, to one new server after another, the faults, and the last seed."""
     cases, faults = send_round(seed)
     while cases < CASES and not faults:
         seed += 1
@@ -65,13 +65,16 @@ def good(methods, path, content_type="", body=NOTHING):
 ANY = binary().map(lambda data: data.decode("latin1"))
 TYPES = sampled_from(["application/json", "text/csv", "application/x-www-form-urlencoded"])
 NUMBERS = sampled_from(["", "0", "1", "-1", "9" * 5000, "99999999999", "²", "1e3", " 5", "+5", "0x5", "5,5", "nan"])
+NUMBERS |= sampled_from(["true", "id:1:1", "-name:2:a"])
 WORDS = sampled_from(["*", "*/*", ";q=", '"', "W/", "Bearer ", "bytes=", "-", ",", ";", " ", "%", "%FF", "1 Jan 9999"])
 VALUE = ANY | lists(WORDS | NUMBERS | TYPES | ANY).map("".join)
-PARAMETERS = sampled_from(["q", "instructor", "sort", "limit", "offset", "after"])
+PARAMETERS = sampled_from(["q", "instructor", "sort", "limit", "offset", "after", "update", "token"])
 QUERY = ANY | lists(builds("{}={}".format, PARAMETERS, NUMBERS | VALUE), min_size=1).map("&".join)
 FIELD = ANY | sampled_from(["faisal", "CSE115", None, 0, []])
 OBJECT = fixed_dictionaries(dict.fromkeys(["code", "name", "instructor", "username", "password"], FIELD))
-JSON = (OBJECT | OBJECT | lists(OBJECT)).map(lambda value: json.dumps(value).encode())
+JSON = (OBJECT | OBJECT | lists(OBJECT) | fixed_dictionaries({"courses": lists(OBJECT)})).map(
+    lambda value: json.dumps(value).encode()
+)
 CSV = builds("code,name,instructor{}".format, lists(builds("\n{},{},{}".format, ANY, ANY, ANY)).map("".join)).map(
     str.encode
 )
@@ -82,25 +85,30 @@ GOOD = good("GET HEAD", COURSES | COURSE | PAGES) | good("PUT PATCH DELETE OPTIO
 GOOD |= good("POST", LOGIN, "application/json", JSON) | good("POST", LOGIN, "application/x-www-form-urlencoded", FORM)
 GOOD |= good("POST", COURSES, "application/json", JSON) | good("POST", COURSES, "text/csv", CSV)
 ADDRESSES = sampled_from(["", "::1", "fe80::1%eth0", "::ffff:192.0.2.1", "::1%a/b", "a:b", "unix:", "[::1]:80"])
-HEADERS = "ACCEPT AUTHORIZATION COOKIE EXPECT IF_MATCH IF_MODIFIED_SINCE IF_NONE_MATCH ORIGIN RANGE TRANSFER_ENCODING"
-SPOILT = tuples(sampled_from([f"HTTP_{name}" for name in HEADERS.split()]), VALUE) | tuples(just("QUERY_STRING"), QUERY)
-SPOILT |= tuples(just("CONTENT_LENGTH"), NUMBERS | just("٣") | ANY) | tuples(just("CONTENT_TYPE"), TYPES | VALUE)
-SPOILT |= tuples(sampled_from(["REQUEST_METHOD", "PATH_INFO"]), ANY) | tuples(just("REMOTE_ADDR"), ADDRESSES | ANY)
-SPOILT |= just(("wsgi.input_terminated", True))
+HEADERS = (
+    "ACCEPT ACCESS_CONTROL_REQUEST_HEADERS AUTHORIZATION CONTENT_ENCODING COOKIE EXPECT IF_MATCH IF_MODIFIED_SINCE "
+    "IF_NONE_MATCH ORIGIN RANGE TRANSFER_ENCODING X_FORWARDED_FOR"
+)
+CORRUPTED = tuples(sampled_from([f"HTTP_{name}" for name in HEADERS.split()]), VALUE) | tuples(
+    just("QUERY_STRING"), QUERY
+)
+CORRUPTED |= tuples(just("CONTENT_LENGTH"), NUMBERS | just("٣") | ANY) | tuples(just("CONTENT_TYPE"), TYPES | VALUE)
+CORRUPTED |= tuples(sampled_from(["REQUEST_METHOD", "PATH_INFO"]), ANY) | tuples(just("REMOTE_ADDR"), ADDRESSES | ANY)
+CORRUPTED |= just(("wsgi.input_terminated", True))
 
 
-def call(request, other_body, spoilt):
-    """Call the app with a good request, some of it spoilt; hold the answer to what WSGI and the README promise."""
+def call(request, other_body, corrupted):
+    """Call the app with a good request, some of it corrupted; check that the response is one of WSGI and no 5xx."""
     method, path, content_type, body = request
     body = body if other_body is None else other_body
     environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": "", "CONTENT_TYPE": content_type}
     environ |= {"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr}
-    environ |= {"HTTP_AUTHORIZATION": "Bearer " + course_api.make_token("faisal")} | dict(spoilt)
-    answers = []
-    chunks = course_api.app(environ, lambda status, headers, _error=None: answers.append((status, headers)))
+    environ |= {"HTTP_AUTHORIZATION": "Bearer " + course_api.make_token("faisal")} | dict(corrupted)
+    responses = []
+    chunks = course_api.app(environ, lambda status, headers, _error=None: responses.append((status, headers)))
     body = b"".join(chunks)
     getattr(chunks, "close", list)()
-    ((status, headers),) = answers
+    ((status, headers),) = responses
     assert re.fullmatch(r"[1-4]\d\d [ -~]+", status), status
     assert all(re.fullmatch(r"[\w-]+: [ -~\x80-\xff]*", ": ".join(header)) for header in headers), headers
     if environ["REQUEST_METHOD"] == "HEAD" or status[:3] in ("204", "304"):
@@ -111,22 +119,22 @@ def call(request, other_body, spoilt):
 
 
 def call_app(seed):
-    """Return how many times the app was called, what is wrong, and the seed."""
+    """Return how many times the app was called, the faults, and the seed."""
     cases, log = 0, io.StringIO()
     logging.basicConfig(stream=log)
     dummy.add_dummy_data()
 
     @hypothesis.seed(seed)
     @hypothesis.settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=hypothesis.HealthCheck)
-    @hypothesis.given(GOOD, just(None) | just(None) | just(None) | binary(), lists(SPOILT, max_size=3))
-    def test(request, other_body, spoilt):
+    @hypothesis.given(GOOD, just(None) | just(None) | just(None) | binary(), lists(CORRUPTED, max_size=3))
+    def test(request, other_body, corrupted):
         nonlocal cases
         cases += 1
-        call(request, other_body, spoilt)
+        call(request, other_body, corrupted)
 
     try:
         test()
-    except Exception:  # noqa: BLE001 (whatever it is, it is what was looked for)
+    except Exception:  # noqa: BLE001 (any exception is a fault)
         return cases, [traceback.format_exc(), log.getvalue()[-3000:]], seed
     return cases, [], seed
 
@@ -136,7 +144,7 @@ def main():
     for look in (call_app, send_requests):
         started = time.monotonic()
         cases, faults, seed = look(first)
-        verdict = f"faults, see above; to see them again: python tests/fuzz.py {seed}" if faults else "no fault"
+        verdict = f"faults, see above; to repeat them: python tests/fuzz.py {seed}" if faults else "no faults"
         print(*faults, f"{look.__name__}: {cases} cases in {time.monotonic() - started:.0f} s, {verdict}", sep="\n")
         failed = failed or bool(faults)
     sys.exit(failed)

@@ -1,7 +1,8 @@
-"""What schemathesis sends as CSV, of which a schema can say nothing."""
+"""What schemathesis needs to know besides openapi.yaml."""
 
 import csv
 import io
+import re
 
 import schemathesis
 from hypothesis import strategies
@@ -23,5 +24,13 @@ schemathesis.openapi.media_type("text/csv", ROWS.map(make_csv))
 
 @schemathesis.hook
 def before_load_schema(_context, raw_schema):
-    """Take away the example of CSV: beside a strategy schemathesis takes none as text (test_openapi.py tries it)."""
+    """Remove the example of CSV: schemathesis takes none besides a strategy (test_openapi.py tries it)."""
     del raw_schema["paths"]["/courses"]["post"]["requestBody"]["content"]["text/csv"]["examples"]
+
+
+@schemathesis.hook
+def before_call(_context, case, _kwargs):
+    """Give a cursor the order that it belongs to, of which a schema can say nothing."""
+    order = re.match("-?(id|code|name|instructor)(?=:)", str((case.query or {}).get("after")))
+    if order:
+        case.query["sort"] = order[0]

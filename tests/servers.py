@@ -59,15 +59,17 @@ def read_all(connection):
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def ask(url, method, path, body=None, headers=()):
-    """Return the status, the headers and the body of a response; a dict is sent as JSON."""
+def ask(url, method, path, body=None, headers=(), source="127.0.0.1"):
+    """Return the status, the headers and the body of a response; a dict is sent as JSON. `source` is the client."""
     headers = dict(headers)
     if isinstance(body, dict):
         body, headers["Content-Type"] = json.dumps(body), "application/json"
-    with contextlib.closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)) as connection:
+    address = url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=20, source_address=(source, 0))
+    with contextlib.closing(connection):
         connection.request(method, path, body, headers)
         response = connection.getresponse()
-        return response.status, response.headers, response.read().decode()
+        return response.status, response.headers, response.read().decode(errors="replace")
 
 
 def wait_until(condition, seconds=20):
@@ -161,6 +163,16 @@ def new_database(url):
         yield create_database(url, name)
     finally:
         drop_database(url, name)
+
+
+@contextlib.contextmanager
+def locked(url):
+    """Lock the course CSE115 for the block, so that a statement which changes it waits."""
+    database = db_url.connect(url)
+    with contextlib.closing(database), database.atomic() as transaction:
+        database.execute_sql("UPDATE courses SET name = 'Locked' WHERE code = 'CSE115'")
+        yield
+        transaction.rollback()
 
 
 class Postgres:

@@ -1,119 +1,117 @@
-"""compose.yaml and nginx.conf, as Compose and nginx themselves take them."""
+"""compose.yaml and nginx.conf, as Compose and nginx themselves read them."""
 
 import contextlib
 import http.client
-import http.server
 import json
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
-import threading
 
 import pytest
 import yaml
 from conftest import ROOT
-from servers import find_ports
-from test_rolling import NGINX, configure, proxy
+from servers import NGINX, ask, configure_nginx, connect, find_ports, nginx, wait_until
+from test_server import SETTINGS
 
 import course_api
 
-SECRETS = {"SECRET_KEY": "k" * 64, "POSTGRES_PASSWORD": "p" * 48}
-pytestmark = pytest.mark.sqlite  # once, that is: no database is asked
-needs_nginx = pytest.mark.skipif(not NGINX, reason="needs nginx: apt-get install nginx")
+pytestmark = [pytest.mark.integration, pytest.mark.sqlite]
 
-
-def configure_services(secrets):
-    """Let Compose read the file with these secrets, and with no others."""
-    command = ["docker-compose"]
-    if shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
-        command = ["docker", "compose"]
-    assert shutil.which(command[0]), "needs Docker Compose: apt-get install docker-compose"
-    environment = {name: value for name, value in os.environ.items() if name not in SECRETS} | secrets
-    with tempfile.NamedTemporaryFile() as empty:  # instead of .env
-        command += ["--env-file", empty.name, "--file", ROOT / "deploy/compose.yaml", "config"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+# -- compose.yaml ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def services():
-    done = configure_services(SECRETS)
+def document():
+    """What Compose makes of the file, without a setting in the environment or in .env."""
+    command = ["docker-compose"]
+    if shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        command = ["docker", "compose"]
+    if not shutil.which(command[0]):
+        pytest.skip("install Docker Compose: apt-get install docker-compose")
+    with tempfile.NamedTemporaryFile() as empty:
+        command += ["--env-file", empty.name, "--file", ROOT / "deploy/compose.yaml", "config"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return yaml.safe_load(done.stdout)["services"]
+    return yaml.safe_load(done.stdout)
 
 
-@pytest.mark.parametrize("name", SECRETS)
-def test_without_a_secret_compose_refuses_and_says_how_to_make_one(name):
-    done = configure_services({other: value for other, value in SECRETS.items() if other != name})
-    assert done.returncode != 0
-    assert name in done.stderr and "make one with openssl rand" in done.stderr
+@pytest.fixture(scope="module")
+def services(document):
+    return document["services"]
 
 
 def test_only_the_proxy_is_published_and_it_reaches_nothing_but_the_api(services):
     assert [name for name, service in services.items() if service.get("ports")] == ["proxy"]
-    ways = set(services["proxy"]["networks"])
-    assert {name for name, service in services.items() if ways & set(service["networks"])} == {"api", "proxy"}
+    networks = set(services["proxy"]["networks"])
+    assert {name for name, service in services.items() if networks & set(service["networks"])} == {"api", "proxy"}
 
 
-def test_each_service_that_another_waits_for_has_a_check_of_its_health(services):
+def test_each_service_that_another_waits_for_has_a_health_check(services):
     for service in services.values():
         for name, wait in service.get("depends_on", {}).items():
             assert wait["condition"] == "service_healthy"
             assert services[name]["healthcheck"]
 
 
-def test_the_api_can_be_scaled_and_is_set_up_by_names_that_it_knows(services):
+def test_the_api_can_be_scaled_and_gets_settings_that_it_knows(services):
     assert not services["api"].keys() & {"container_name", "ports"}
-    known = {*course_api.Settings.__struct_fields__, "DATABASE_URL"}
-    assert set(services["api"]["environment"]) <= known
+    assert {name.removesuffix("_FILE") for name in services["api"]["environment"]} <= SETTINGS.keys()
 
 
-@needs_nginx
-def test_nginx_takes_its_configuration(tmp_path):
-    port, copy = find_ports(2)
-    command = [NGINX, "-t", "-e", "stderr", "-c", configure(tmp_path, port, [copy])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert done.returncode == 0, done.stderr
+def test_every_secret_is_a_file_that_is_neither_in_the_repository_nor_in_the_environment(document, services):
+    assert document["secrets"]
+    for secret in document["secrets"].values():
+        file = os.path.relpath(secret["file"], ROOT)
+        assert file.startswith("deploy/secrets/")
+        assert subprocess.run(["git", "-C", ROOT, "check-ignore", "--quiet", file]).returncode == 0, file
+    for name in ("api", "db"):
+        environment = services[name]["environment"]
+        assert not environment.keys() & {"SECRET_KEY", "DATABASE_URL", "POSTGRES_PASSWORD"}
+        mounted = {secret["source"] for secret in services[name]["secrets"]}
+        files = {path for variable, path in environment.items() if variable.endswith("_FILE")}
+        assert files and {path.removeprefix("/run/secrets/") for path in files} <= mounted
+
+
+# -- nginx.conf --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def alone(tmp_path):
-    """The address of an nginx that finds no copy of the API."""
-    with proxy(tmp_path, find_ports(1)) as address:
-        yield address
+    """The URL of an nginx that finds no copy of the API."""
+    with nginx(tmp_path, find_ports(1)) as url:
+        yield url
 
 
-def ask(address, method, path, headers=()):
-    """Return an answer with its body."""
-    with contextlib.closing(http.client.HTTPConnection(address, timeout=20)) as connection:
-        connection.request(method, path, headers=dict(headers))
-        answer = connection.getresponse()
-        return answer, json.loads(answer.read())
+@pytest.mark.parametrize("switched_on", ["nothing", "limit_req"])
+def test_nginx_takes_its_configuration(tmp_path, switched_on):
+    if not NGINX:
+        pytest.skip("install nginx: apt-get install nginx")
+    port, copy = find_ports(2)
+    path = configure_nginx(tmp_path, port, [copy])
+    path.write_text(path.read_text().replace(f"# {switched_on}", switched_on))
+    done = subprocess.run([NGINX, "-t", "-e", "stderr", "-c", path], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
 
 
-@needs_nginx
-def test_nginx_answers_503_where_no_copy_does(alone):
-    for method in ("GET", "POST", "DELETE"):
-        answer, body = ask(alone, method, "/courses")
-        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
-        assert answer.headers["Content-Type"] == "application/json"
-        assert body.keys() == {"error"}
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_nginx_answers_503_if_no_copy_does(alone, method):
+    status, headers, body = ask(alone, method, "/courses")
+    assert (status, headers["Retry-After"], headers["Content-Type"]) == (503, "1", "application/json")
+    assert json.loads(body).keys() == {"error"}
 
 
-@needs_nginx
-def test_nginx_refuses_too_large_a_body_and_says_how_large_one_may_be(alone):
-    answer, body = ask(alone, "POST", "/courses", {"Content-Length": str(2 * course_api.MAX_BODY)})
-    assert answer.status == 413
-    assert body == {"error": f"the body is larger than {course_api.MAX_BODY} bytes"}
+def test_nginx_refuses_too_large_a_body_and_says_how_large_it_may_be(alone):
+    status, _, body = ask(alone, "POST", "/courses", headers={"Content-Length": str(2 * course_api.MAX_BODY)})
+    assert status == 413
+    assert f"larger than {course_api.MAX_BODY} bytes" in json.loads(body)["error"]
 
 
-@needs_nginx
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
         (b"nonsense\r\n\r\n", 400),
-        (b"GET /%00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
         (b"GET /problem HTTP/1.1\r\nHost: a\r\n\r\n", 404),
         (b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"x" * 40_000), 414),
@@ -122,42 +120,29 @@ def test_nginx_refuses_too_large_a_body_and_says_how_large_one_may_be(alone):
         (b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
     ],
 )
-def test_nginx_refuses_what_is_not_good_in_the_apis_shape(alone, sent, status):
-    host, port = alone.split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+def test_nginx_refuses_bad_requests_in_the_apis_shape(alone, sent, status):
+    with connect(alone) as connection:
         connection.sendall(sent)
-        with contextlib.closing(http.client.HTTPResponse(connection)) as answer:
-            answer.begin()
-            assert (answer.status, answer.headers["Content-Type"]) == (status, "application/json")
-            assert json.loads(answer.read()).keys() == {"error"}
+        with contextlib.closing(http.client.HTTPResponse(connection)) as response:
+            response.begin()
+            assert (response.status, response.headers["Content-Type"]) == (status, "application/json")
+            assert json.loads(response.read()).keys() == {"error"}
 
 
-@needs_nginx
-def test_the_api_learns_who_the_client_is_and_not_who_it_says_it_is(tmp_path):
-    seen = []
-
-    class Api(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.headers)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Api) as api, proxy(tmp_path, [api.server_port]) as address:
-        threading.Thread(target=api.handle_request).start()
-        ask(address, "GET", "/courses", {"X-Forwarded-For": "192.0.2.1", "Host": "courses.example"})
-    (headers,) = seen
-    assert headers.get_all("X-Forwarded-For") == ["127.0.0.1"]
-    assert headers["Host"] == "courses.example"
+def test_no_token_is_in_nginxs_log(alone, tmp_path):
+    ask(alone, "GET", "/courses?token=very.secret.token")
+    log = tmp_path / "nginx.log"
+    wait_until(lambda: " GET /courses 503 " in log.read_text())
+    assert "secret" not in log.read_text()
 
 
-@needs_nginx
-def test_no_token_is_in_nginxs_log(tmp_path):
-    with proxy(tmp_path, find_ports(1)) as address:
-        ask(address, "GET", "/courses?token=very.secret.token")
-    log = (tmp_path / "nginx.log").read_text()
-    assert " GET /courses 503 " in log
-    assert "secret" not in log
+def test_the_api_learns_the_clients_address_from_nginx_and_not_from_the_client(tmp_path):
+    with contextlib.ExitStack() as stack:
+        api = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        url = stack.enter_context(nginx(tmp_path, [api.getsockname()[1]]))
+        client = stack.enter_context(connect(url))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: courses.example\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
+        connection, _ = api.accept()
+        lines = stack.enter_context(connection).recv(65536).decode().splitlines()
+    assert [line for line in lines if "192.0.2.1" in line] == []
+    assert "X-Forwarded-For: 127.0.0.1" in lines and "Host: courses.example" in lines

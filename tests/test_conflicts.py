@@ -14,22 +14,23 @@ from models import Course, database
 
 class PostgresError(Exception):
     def __init__(self, pgcode):
-        super().__init__("it cannot be done now")
+        super().__init__(pgcode)
         self.pgcode = pgcode
 
 
+Operational = peewee.OperationalError
 CONFLICTS = {
-    "a serialization failure": peewee.OperationalError(PostgresError("40001"), "could not serialize access"),
-    "a deadlock in PostgreSQL": peewee.OperationalError(PostgresError("40P01"), "deadlock detected"),
-    "a deadlock in MariaDB": peewee.OperationalError(1213, "Deadlock found when trying to get lock"),
-    "a changed row in MariaDB": peewee.OperationalError(1020, "Record has changed since last read"),
-    "a locked SQLite database": peewee.OperationalError("database is locked"),
-    "a locked table in memory": peewee.OperationalError("database table is locked"),
+    "a serialization failure": Operational(PostgresError("40001"), "could not serialize access"),
+    "a deadlock in PostgreSQL": Operational(PostgresError("40P01"), "deadlock detected"),
+    "a deadlock in MariaDB": Operational(1213, "Deadlock found when trying to get lock"),
+    "a changed row in MariaDB": Operational(1020, "Record has changed since last read"),
+    "a locked SQLite database": Operational("database is locked"),
+    "a locked table in memory": Operational("database table is locked"),
 }
 FAULTS = {
-    "a timeout": peewee.OperationalError(PostgresError("57014"), "canceling statement due to statement timeout"),
-    "a lost connection": peewee.OperationalError(2013, "Lost connection to server during query"),
-    "a full disk": peewee.OperationalError("database or disk is full"),
+    "a timeout": Operational(PostgresError("57014"), "canceling statement due to statement timeout"),
+    "a lost connection": Operational(2013, "Lost connection to server during query"),
+    "a full disk": Operational("database or disk is full"),
     "a taken code": peewee.IntegrityError("UNIQUE constraint failed: courses.code"),
 }
 
@@ -114,7 +115,6 @@ def test_two_uploads_that_wait_for_each_other_are_both_carried_out(app, monkeypa
             database.close()
 
     with concurrent.futures.ThreadPoolExecutor() as clients:
-        orders = ((("CSE115", "CSE465"), "Ada"), (("CSE465", "CSE115"), "Bob"))
-        uploads = [clients.submit(upload, *order) for order in orders]
-        assert [upload.result() for upload in uploads] == [(0, 2, 0), (0, 2, 0)]
+        counts = clients.map(upload, (("CSE115", "CSE465"), ("CSE465", "CSE115")), ("Ada", "Bob"))
+        assert list(counts) == [(0, 2, 0), (0, 2, 0)]
     assert len({course["instructor"] for course in Course.get_all_courses()}) == 1

@@ -1,6 +1,5 @@
 """Files as spreadsheets and student information systems write them, read by models.read_csv."""
 
-import codecs
 import contextlib
 import csv
 import encodings.aliases
@@ -77,6 +76,7 @@ ENCODINGS = [  # how the text is encoded, and what is declared
     ),
     *(("windows-1252", "windows-1252"), ("cp1252", "CP1252"), ("latin-1", "ISO-8859-1"), ("utf-16-le", "utf-16-le")),
     *(("utf-8-sig", "windows-1252"), ("utf-16", "windows-1252")),  # a byte order mark is certain, a declaration is not
+    ("utf-16-be", "utf-16-be"),
 ]
 
 
@@ -84,12 +84,6 @@ ENCODINGS = [  # how the text is encoded, and what is declared
 def test_the_encoding_is_that_of_the_byte_order_mark_or_as_declared(encoding, declared):
     text = "Code;Name;Instructor\n" + COURSES
     assert list(read(text.encode(encoding), declared).values()) == CELLS
-
-
-def test_utf_16_is_read_in_either_byte_order():
-    text = "Code;Name;Instructor\n" + COURSES
-    little, big = codecs.BOM_UTF16_LE + text.encode("utf-16-le"), codecs.BOM_UTF16_BE + text.encode("utf-16-be")
-    assert list(read(little).values()) == list(read(big).values()) == CELLS
 
 
 def test_rows_have_the_numbers_of_the_lines_on_which_they_begin():
@@ -100,9 +94,11 @@ def test_rows_have_the_numbers_of_the_lines_on_which_they_begin():
 
 REFUSED = {
     "a title line": ("Course list 2026;;\nCode;Name;Instructor\n" + COURSES, "", ["Course list 2026", *models.FIELDS]),
+    "a title of two lines": ('"Course list\n2026";;\nCode;Name;Instructor\n', "", ["Course list"]),
     "a column that is missing": ("code,title,instructor\nA,a,a\n", "", ["code, title, instructor", "name"]),
     "a column named twice": ("code,name,instructor,code\nA,a,a,Z\n", "", ["column code", "twice"]),
     "a column named twice in other letters": ("Code,Name,Instructor, NAME\nA,a,a,Z\n", "", ["column name", "twice"]),
+    "a long line": ("x" * 100_000, "", ["x" * 100]),
     "an empty file": ("", "", ["code", "name", "instructor"]),
     "only a BOM": ("\ufeff", "", ["code", "name", "instructor"]),
     "a picture": (b"\x89PNG\r\n\x1a\n\0\0", "", ["line 1 is not UTF-8 text"]),
@@ -124,12 +120,8 @@ REFUSED = {
 @pytest.mark.parametrize(("data", "encoding", "fragments"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_read_is_refused_with_what_was_found_and_where(data, encoding, fragments):
     sentence = refuse(data, encoding)
-    assert [fragment for fragment in fragments if fragment not in sentence] == []
-    assert "\n" not in sentence and "codec" not in sentence
-
-
-def test_a_long_first_line_is_not_repeated_whole():
-    assert len(refuse("x" * 100_000)) < 500
+    assert [fragment for fragment in fragments if fragment.lower() not in sentence.lower()] == []
+    assert "\n" not in sentence and "codec" not in sentence and len(sentence) < 400
 
 
 def test_whatever_encoding_is_declared_there_are_rows_or_a_sentence():
@@ -148,7 +140,7 @@ def test_as_many_rows_as_allowed_are_read_and_one_more_is_refused():
 @pytest.mark.parametrize(
     ("row", "error"),
     [
-        ("A,a,a,b", "there are more fields than columns; put quotes around a field that has a comma"),
+        ("A,a,a,b", "there are more cells than columns; put quotes around a cell that has a separator"),
         ("A,a\0,a", "name must be 1 to 120 characters, with no control characters"),
         ('A,"a\nb",a', "name must be 1 to 120 characters, with no control characters"),
         ("A,,a", "name must be 1 to 120 characters, with no control characters"),

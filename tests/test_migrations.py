@@ -1,4 +1,4 @@
-"""Databases of earlier and of newer releases."""
+"""Databases of earlier releases, of newer ones, and of the tutorial."""
 
 import concurrent.futures
 import contextlib
@@ -24,7 +24,15 @@ def connected(folder):
         yield database
 
 
-def make_old_database(folder):
+def history(folder):
+    with connected(folder) as database:
+        return sorted(Runner(database, models.MIGRATIONS).applied())
+
+
+# -- The first release -------------------------------------------------------------------------------------------------
+
+
+def make_first_release(folder):
     """Make a database as the first release made it, which kept no history of its schema."""
     with connected(folder) as database:
         Runner(database, models.MIGRATIONS).up(STEPS[0])
@@ -32,57 +40,141 @@ def make_old_database(folder):
         database.execute_sql(
             "INSERT INTO courses (code, name, instructor) VALUES ('a', 'Old', 'Grace'), ('B', 'x', 'y')"
         )
-
-
-def history(folder):
-    with connected(folder) as database:
-        return sorted(Runner(database, models.MIGRATIONS).applied())
+        insert = f"INSERT INTO users (username, password) VALUES ('grace', {database.param})"
+        database.execute_sql(insert, (models.HASHER.hash("hopper"),))
+        database.execute_sql("INSERT INTO signing_key (id, value) VALUES (1, 'kept')")
 
 
 def test_a_database_of_the_first_release_is_brought_up_to_date(run, tmp_path):
-    make_old_database(tmp_path)
-    assert run("seed.py", "import", "-", stdin="code,name,instructor\nb,x,y\nA,x,y\n").returncode == 0
-    exported = run("seed.py", "export", "-").stdout
-    assert exported.splitlines()[1:] == ["a,Old,Grace", "B,x,y", "b,x,y", "A,x,y"]
+    make_first_release(tmp_path)
     with connected(tmp_path) as database:
+        before = database.execute_sql("SELECT username, password FROM users").fetchall()
+    assert run("seed.py", "import", "-", stdin="code,name,instructor\nb,x,\nA,x,y\n").returncode == 0
+    assert run("seed.py", "export", "-").stdout.splitlines()[1:] == ["a,Old,Grace", "B,x,y", "b,x,", "A,x,y"]
+    assert history(tmp_path) == STEPS
+    with connected(tmp_path) as database:
+        assert database.execute_sql("SELECT username, password FROM users").fetchall() == before
+        assert database.execute_sql("SELECT id, value FROM signing_key").fetchone() == (1, "kept")
         database.execute_sql("UPDATE courses SET id = 5000000000 WHERE code = 'a'")
         ordered = database.execute_sql("SELECT code FROM courses ORDER BY code").fetchall()
+        database.execute_sql("INSERT INTO users (username, password) VALUES ('alan', 'as a release before inserts')")
     assert [code for (code,) in ordered] == ["A", "B", "a", "b"]
+    assert run("seed.py", "users").stdout.startswith("grace\teditor\nalan\teditor\n")
+
+
+@pytest.mark.sqlite
+def test_restore_brings_a_backup_of_the_first_release_up_to_date(run, tmp_path):
+    (tmp_path / "old").mkdir()
+    make_first_release(tmp_path / "old")
+    before = (tmp_path / "old/courses.db").read_bytes()
+    run("seed.py")
+    assert run("seed.py", "restore", "old/courses.db").stdout.endswith("now has 2 courses and 1 user\n")
+    assert run("seed.py", "users").stdout.startswith("grace\teditor\n")
     assert history(tmp_path) == STEPS
+    assert (tmp_path / "old/courses.db").read_bytes() == before
 
 
 def test_copies_that_start_at_once_bring_a_database_up_to_date_once(start, tmp_path):
-    make_old_database(tmp_path)
+    make_first_release(tmp_path)
     with concurrent.futures.ThreadPoolExecutor() as starters:
         copies = [copy.result() for copy in [starters.submit(start) for _ in range(4)]]
     assert [copy.request("/health")[0] for copy in copies] == [200] * 4
-    assert sum("0002" in line for copy in copies for line in copy.output) == 1
     assert history(tmp_path) == STEPS
 
 
+# -- Newer releases, and steps that fail -------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("program", ["seed.py", "course_api.py"])
-def test_a_database_of_a_newer_release_is_left_alone(run, tmp_path, program):
+def test_a_database_of_a_newer_version_is_left_alone(run, tmp_path, program):
     run("seed.py")
     with connected(tmp_path) as database:
         Runner(database, models.MIGRATIONS).History.create(name="0999_later")
     refused = run(program)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "is of a newer release, with 0999_later: use that, or a backup" in refused.stderr
+    assert "created by a newer version (0999_later); upgrade, or restore a backup" in refused.stderr
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_step_that_fails_leaves_everything_as_it_was(monkeypatch, tmp_path):
+def test_a_step_that_fails_leaves_everything_as_it_was(app, monkeypatch, tmp_path):
     steps = shutil.copytree(models.MIGRATIONS, tmp_path / "migrations")
-    steps.joinpath("0003_bad.py").write_text(
+    steps.joinpath("0998_bad.py").write_text(
         """def up(migrator, db):
     db.execute_sql("CREATE TABLE half_done (id INTEGER)")
     db.execute_sql("SELECT nonsense")
 """
     )
     monkeypatch.setattr(models, "MIGRATIONS", str(steps))
-    with pytest.raises(SystemExit, match=r"the database .* cannot be used: .*nonsense.*"):
-        models.prepare()
+    monkeypatch.setattr(models.database, "statement_limit", "", raising=False)  # as before the start of the server
+    with pytest.raises(SystemExit, match=r"cannot use the database .*nonsense"), models.exit_if_unusable():
+        models.init_db()
     final = isinstance(models.database, peewee.MySQLDatabase)  # has no transactions for this
     assert models.database.table_exists("half_done") == final
     models.database.execute_sql("DROP TABLE IF EXISTS half_done")
     assert sorted(Runner(models.database, steps).applied()) == STEPS
+
+
+# -- The tutorial ------------------------------------------------------------------------------------------------------
+
+PASSWORDS = {
+    "faisal": "faisal",
+    "grace": "hopper 1906-1992",
+    "alan": "$argon2id$ is no hash",
+    "émilie": "du Châtelet 物",
+    "n" * 10: "p" * 80,
+}
+ID = {"sqlite": "INTEGER NOT NULL", "postgresql": "SERIAL NOT NULL", "mysql": "INTEGER NOT NULL AUTO_INCREMENT"}
+
+
+def make_tutorial(folder):
+    """Make a database as the tutorial's SQLAlchemy makes it, with plain-text passwords; one user has been deleted."""
+    number = ID[database_url(folder).partition(":")[0]]
+    unicode = " DEFAULT CHARSET utf8mb4" if number == ID["mysql"] else ""
+    with connected(folder) as database:
+        database.execute_sql(f"""CREATE TABLE courses (id {number}, code VARCHAR(5) NOT NULL,
+            instructor VARCHAR(120) NOT NULL, name VARCHAR(120) NOT NULL, PRIMARY KEY (id), UNIQUE (code)){unicode}""")
+        database.execute_sql(f"""CREATE TABLE users (id {number}, username VARCHAR(10) NOT NULL,
+            password VARCHAR(80) NOT NULL, PRIMARY KEY (id), UNIQUE (username)){unicode}""")
+        database.execute_sql(
+            "INSERT INTO courses (code, instructor, name) VALUES ('CSE11', 'Ada', 'Algebra'), ('CSE46', '', 'Logic')"
+        )
+        insert = f"INSERT INTO users (username, password) VALUES ({database.param}, {database.param})"
+        for username, password in [*PASSWORDS.items(), ("deleted", "turing 1912-1954")]:
+            database.execute_sql(insert, (username, password))
+        database.execute_sql("DELETE FROM users WHERE username = 'deleted'")
+
+
+def test_users_of_the_tutorials_database_log_in_with_the_same_passwords(run, start, tmp_path):
+    make_tutorial(tmp_path)
+    api = start()
+    for username, password in PASSWORDS.items():
+        api.log_in(username, password)
+    _, courses = api.request("/courses?token=" + api.log_in())
+    assert '"CSE11"' in courses and '"Logic"' in courses
+    assert api.request("/login", "POST", {"username": "grace", "password": "hopper 1906"})[0] == 400
+    with connected(tmp_path) as database:
+        stored = [password for (password,) in database.execute_sql("SELECT password FROM users")]
+        database.execute_sql("INSERT INTO users (username, password) VALUES ('bob', 'as the tutorial inserts')")
+    assert all(password.startswith("$argon2id$v=19$m=19456,t=2,p=1$") for password in stored)
+    assert len(set(stored)) == len(PASSWORDS)
+    long = f"{'C' * 20},{'n' * 120},{'i' * 120}"
+    assert run("seed.py", "import", "-", stdin=f"code,name,instructor\n{long}\n").returncode == 0
+    assert run("seed.py", "user", "u" * 80, stdin="long enough").returncode == 0
+    assert run("seed.py", "export", "-").stdout.splitlines()[1:] == ["CSE11,Algebra,Ada", "CSE46,Logic,", long]
+    assert history(tmp_path) == STEPS
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("open_meanwhile", [False, True])
+def test_no_plain_text_password_stays_in_a_file_of_the_tutorials_database(run, tmp_path, open_meanwhile):
+    make_tutorial(tmp_path)
+    secrets = [password.encode() for password in PASSWORDS.values() if password != "faisal"] + [b"turing 1912-1954"]
+    assert secrets[0] in (tmp_path / "courses.db").read_bytes()
+    with connected(tmp_path) if open_meanwhile else contextlib.nullcontext() as database:
+        if open_meanwhile:
+            database.execute_sql("SELECT * FROM users").fetchall()
+        run("seed.py", "users")
+        contents = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    found = [(name, secret) for name, content in contents.items() for secret in secrets if secret in content]
+    assert found == []
+    assert b"$argon2id$" in b"".join(contents.values())

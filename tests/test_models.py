@@ -1,6 +1,7 @@
 """The data layer, as people call it from a Python prompt: field rules, courses, users, and what a request costs."""
 
 import json
+import sqlite3
 import subprocess
 import unicodedata
 
@@ -156,38 +157,28 @@ def test_an_upload_larger_than_a_batch_is_counted_whole(app):
     assert Course.add_courses(rows, update=True) == (1, models.BATCH, models.BATCH + 1)
 
 
-@pytest.mark.parametrize("dry_run", [False, True])
-@pytest.mark.parametrize(
-    ("rows", "options", "conflict", "errors"),
-    [
-        ({1: NEW, 2: NEW}, {}, True, [(2, "Course code CSE225 is also in row 1")]),
-        (
-            {3: NEW, 5: NEW | {"code": " CSE225 "}},
-            {"unit": "line"},
-            True,
-            [(5, "Course code CSE225 is also on line 3")],
-        ),
-        ({1: NEW, 2: NEW}, {"update": True}, True, [(2, "Course code CSE225 is also in row 1")]),
-        ({1: NEW, 2: SAME}, {}, True, [(2, "Course code CSE115 is in the courses already")]),
-        ({1: NEW | {"name": ""}}, {"update": True}, False, [(1, NAME)]),
-        (
-            {1: 5, 2: {}, 3: NEW, 4: NEW, 5: SAME, 6: {"code": "A", "name": "A"}},
-            {},
-            False,
-            [
-                (1, "a course must be an object"),
-                (2, "course code must be provided"),
-                (4, "Course code CSE225 is also in row 3"),
-                (5, "Course code CSE115 is in the courses already"),
-            ],
-        ),
-    ],
-)
-def test_a_refused_upload_stores_nothing_and_names_each_bad_row(app, rows, options, conflict, errors, dry_run):
+TWICE, TAKEN = "Course code CSE225 is also in row", "Course code CSE115 is in the courses already"
+REFUSED = [  # rows, options, whether all errors are taken codes, errors
+    ({1: NEW, 2: NEW}, {}, True, {2: f"{TWICE} 1"}),
+    ({1: NEW, 2: NEW}, {"update": True}, True, {2: f"{TWICE} 1"}),
+    ({3: NEW, 5: NEW | {"code": " CSE225"}}, {"unit": "line"}, True, {5: "Course code CSE225 is also on line 3"}),
+    ({1: NEW, 2: SAME}, {"dry_run": True}, True, {2: TAKEN}),
+    ({1: NEW | {"name": ""}, 2: SAME}, {"update": True}, False, {1: NAME}),
+    (
+        {1: 5, 2: {}, 3: NEW, 4: NEW, 5: SAME, 6: CHANGED | {"code": "A"}},
+        {},
+        False,
+        {1: "a course must be an object", 2: "course code must be provided", 4: f"{TWICE} 3", 5: TAKEN},
+    ),
+]
+
+
+@pytest.mark.parametrize(("rows", "options", "conflict", "errors"), REFUSED)
+def test_a_refused_upload_stores_nothing_and_names_each_bad_row(app, rows, options, conflict, errors):
     before = Course.get_all_courses()
     with pytest.raises(models.UploadError) as refused:
-        Course.add_courses(rows, dry_run=dry_run, **options)
-    assert (refused.value.rows, refused.value.conflict) == (errors, conflict)
+        Course.add_courses(rows, **options)
+    assert (dict(refused.value.rows), refused.value.conflict) == (errors, conflict)
     number = "1 row was" if len(errors) == 1 else f"{len(errors)} rows were"
     assert str(refused.value) == f"nothing was stored; {number} refused"
     assert Course.get_all_courses() == before
@@ -230,7 +221,7 @@ def test_passwords_are_argon2id_with_owasps_parameters_and_a_salt_each(user):
     other = User.get(User.username == "alan")
     assert user.password.startswith(PARAMETERS)
     assert user.password != other.password
-    User.change_password("alan", "turing")
+    User.update_user("alan", "turing")
     assert User.get_by_id(other.id).password.startswith(PARAMETERS)
     assert User.match_user("alan", "turing") and not User.match_user("alan", "hopper")
     assert User.match_user("grace", "hopper")
@@ -253,7 +244,7 @@ def test_a_renewed_hash_does_not_undo_a_change_of_password(user, monkeypatch):
 
     class Hasher(argon2.PasswordHasher):
         def check_needs_rehash(self, hashed):
-            User.change_password("grace", "changed")
+            User.update_user("grace", "changed")
             return True
 
     monkeypatch.setattr(models, "HASHER", Hasher(memory_cost=8, time_cost=2, parallelism=1))
@@ -268,7 +259,7 @@ def test_a_stored_text_that_is_no_argon2_hash_matches_nothing(user, stored):
 
 
 def test_an_unknown_user_costs_a_hash_too(app, monkeypatch):
-    expected, checked = models.unknown_user_hash(), []
+    expected, checked = models.UNKNOWN_USER, []
 
     class Hasher:
         def verify(self, hashed, password):
@@ -311,29 +302,28 @@ def test_an_import_opens_no_database_and_creates_no_file(tmp_path, module, url):
     assert list(tmp_path.iterdir()) == []
 
 
-Operational, MySQL = peewee.OperationalError, pymysql.err.OperationalError
+def make_error(kind, original, message):
+    return kind(original(message), message)
+
+
+LOCKED = ("database is locked", "database table is locked", "database or disk is full", "unable to open database file")
+LOCKED += ("disk I/O error", "attempt to write a readonly database")
+NUMBERS = (1021, 1040, 1053, 1114, 1205, 1213, 1290, 1836, 1969, 2003, 2006, 2013)
 OUTAGES = {
     "sqlite": [
-        Operational("database is locked"),
-        Operational("database table is locked"),
-        Operational("database or disk is full"),
-        Operational("unable to open database file"),
-        Operational("disk I/O error"),
-        Operational("attempt to write a readonly database"),
-        peewee.DatabaseError("database disk image is malformed"),
-        peewee.DatabaseError("file is not a database"),
+        *(make_error(peewee.OperationalError, sqlite3.OperationalError, message) for message in LOCKED),
+        make_error(peewee.DatabaseError, sqlite3.DatabaseError, "database disk image is malformed"),
+        make_error(peewee.DatabaseError, sqlite3.DatabaseError, "file is not a database"),
     ],
     "postgresql": [
-        Operational(psycopg2.errors.AdminShutdown("terminating connection"), "terminating connection"),
-        Operational(psycopg2.errors.QueryCanceled("statement timeout"), "canceling statement due to statement timeout"),
-        Operational(psycopg2.errors.DiskFull("No space left"), "could not extend file"),
-        Operational(psycopg2.OperationalError("refused"), "connection to server failed: Connection refused"),
-        peewee.InterfaceError(psycopg2.InterfaceError("closed"), "connection already closed"),
-        peewee.DatabaseError(psycopg2.DatabaseError("closed"), "server closed the connection unexpectedly"),
+        make_error(peewee.OperationalError, psycopg2.OperationalError, "Connection refused"),
+        make_error(peewee.OperationalError, psycopg2.errors.AdminShutdown, "terminating connection"),
+        make_error(peewee.OperationalError, psycopg2.errors.QueryCanceled, "canceling due to statement timeout"),
+        make_error(peewee.OperationalError, psycopg2.errors.DiskFull, "could not extend file"),
+        make_error(peewee.InterfaceError, psycopg2.InterfaceError, "connection already closed"),
+        make_error(peewee.DatabaseError, psycopg2.DatabaseError, "server closed the connection unexpectedly"),
     ],
-    "mysql": [
-        Operational(number, "…") for number in (1021, 1040, 1053, 1114, 1205, 1213, 1290, 1836, 1969, 2003, 2006, 2013)
-    ],
+    "mysql": [peewee.OperationalError(pymysql.err.OperationalError(number, ""), number, "") for number in NUMBERS],
 }
 MISTAKES = ["SELECT nonsense", "SELECT locked", "SELECT * FROM is_full", "SELEC", "INSERT INTO courses (id) VALUES (1)"]
 

@@ -1,36 +1,69 @@
-"""The README's console session, run line for line by a shell against a real server, gives what it prints."""
+"""The README's commands work and print what it says, and it lists every route and setting."""
 
 import re
 import subprocess
+import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SETTINGS, database_url
+
+import course_api
 
 README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+
+
+def run_in_bash(script, **options):
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, **options)
 
 
 @pytest.mark.sqlite  # which writes JSON without blanks
-def test_the_readmes_session_gives_what_it_prints(run, start):
+def test_the_curl_session_prints_what_the_readme_says(run, start):
     assert run("seed.py").returncode == 0
-    host = start(CORS_ORIGINS="https://a.example").url.removeprefix("http://")
     session = "".join(re.findall(r"```console\n(.*?)```", README, re.DOTALL))
+    session = session.replace("http://127.0.0.1:5000", start().url)
     steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
     assert len(steps) > 10
-    # One shell for all, as at a terminal; a line of its own ends each command's output.
-    script = "".join(f"{command.replace('localhost:5000', host)}; echo; echo =====\n" for command, _ in steps)
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30)
-    printed = [output.strip().replace("\r", "") for output in done.stdout.split("=====\n")]
-    for (command, promised), given in zip(steps, printed, strict=False):
-        assert given == promised.strip(), command
-    assert (done.stderr, printed[len(steps) :]) == ("", [""])
+    # One shell runs all commands, as at a terminal; a separator follows the output of each.
+    done = run_in_bash("".join(f"{command}; echo; echo =====\n" for command, _ in steps))
+    outputs = [output.strip().replace("\r", "") for output in done.stdout.split("=====\n")]
+    for (command, expected), output in zip(steps, outputs, strict=False):
+        assert output == expected.strip(), command
+    assert (done.stderr, outputs[len(steps) :]) == ("", [""])
+
+
+@pytest.mark.sqlite  # which backup and restore need
+@pytest.mark.parametrize("text", [README, OPERATIONS], ids=["README", "operations"])
+def test_every_command_of_seed_works(run, tmp_path, text):
+    assert run("seed.py").returncode == 0
+    (tmp_path / "password.txt").write_text("correct horse\n")
+    (tmp_path / "courses.csv").write_text("code,name,instructor\nCSE225,Data structures,Ada Lovelace\n")
+    commands = re.findall(r"^ {4}(python seed\.py.*?)(?: +#.*)?$", text, re.MULTILINE)
+    assert commands
+    python = f'python() {{ "{sys.executable}" "{ROOT}/$@"; }}\n'
+    for command in commands:
+        environment = {"DATABASE_URL": database_url(tmp_path)}
+        done = run_in_bash(python + command, cwd=tmp_path, env=environment, input="correct horse\n")
+        assert done.returncode == 0, (command, done.stderr)
 
 
 def test_the_readme_lists_every_route_and_setting():
-    import course_api
-
     for route in course_api.app.routes:
-        if route.rule != "/courses/":  # the list too, for who follows the Location of a DELETE
-            assert f"`{route.method} {route.rule.partition('<name')[0]}`" in README
-    for name in [*course_api.Settings.__struct_fields__, "DATABASE_URL"]:
+        if not re.match("/courses/$|/docs/", route.rule):  # another way to write a route, and the files of a page
+            assert f"`{route.method} {route.rule}`" in README
+    for name in SETTINGS:
         assert f"| `{name}` |" in README
         assert f"    {name} " in course_api.__doc__
+
+
+@pytest.mark.parametrize("path", ["README.md", "SECURITY.md", "CHANGELOG.md", "docs/operations.md"])
+def test_every_link_leads_to_a_file_and_a_heading(path):
+    text = (ROOT / path).read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text)
+    assert links
+    for target, heading in links:
+        file = (ROOT / path).parent / target if target else ROOT / path
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

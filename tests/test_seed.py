@@ -1,234 +1,463 @@
-"""seed.py, run as its users run it."""
+"""seed.py, as its users run it: most commands within this process, and a process of its own where that matters."""
 
+import contextlib
 import fcntl
+import io
 import os
 import pty
+import shutil
+import signal
+import sqlite3
 import struct
 import subprocess
 import sys
 import termios
-import threading
+import types
 
 import pytest
-from conftest import ROOT, database_url
+from conftest import PYTHON, ROOT, database_url
+
+import models
+import seed
+from models import Course, User
+
+COMMANDS = ("users", "user", "import", "export", "backup", "restore", "random")
 
 
-def test_the_seed_fills_an_empty_database_and_says_what_it_added(run, start):
-    done = run("seed.py")
+@pytest.fixture
+def command(app, monkeypatch, tmp_path):
+    """A function that runs a command within this process, in a folder of its own, on the database of `app`."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments, stdin=""):
+        stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
+        files = {name: io.BytesIO(stdin if name == "stdin" else b"") for name in ("stdin", "stdout", "stderr")}
+        status, on_interrupt = 0, signal.getsignal(signal.SIGINT)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["seed.py", *arguments])
+            for name, file in files.items():
+                patch.setattr(sys, name, io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True))
+            try:
+                seed.main()
+            except SystemExit as error:  # with a sentence, which Python prints
+                status = 1
+                print(error, file=sys.stderr)
+            finally:
+                signal.signal(signal.SIGINT, on_interrupt)
+            stdout, stderr = files["stdout"].getvalue().decode(), files["stderr"].getvalue().decode()
+        return types.SimpleNamespace(returncode=status, stdout=stdout, stderr=stderr)
+
+    return command
+
+
+def tell(done):
+    """Return the sentence with which a command has succeeded."""
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0] == "Added: course CSE115, course CSE465, user faisal"
-    assert done.stdout.splitlines()[1].endswith("now has: 2 courses, 1 users")
-    api = start()
-    status, courses = api.request("/courses?token=" + api.log_in())
-    assert status == 200
-    assert "John stuart" in courses
+    return done.stdout.splitlines()[0]
 
 
-def test_the_seed_can_be_run_again_without_harm(run, start):
-    run("seed.py")
-    run("seed.py", "user", "faisal", stdin="changed\n")
-    api = start()
-    api.request(
-        "/courses/CSE115", "PATCH", {"name": "Changed"}, Authorization="Bearer " + api.log_in("faisal", "changed")
-    )
+def fail(done):
+    """Return the one line with which a command has failed."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    return done.stderr.rstrip("\n")
+
+
+def test_the_seed_fills_an_empty_database_and_can_be_run_again(run):
     done = run("seed.py")
-    assert done.stdout.splitlines()[0] == "Added: nothing, the dummy data is there"
-    assert "Changed" in api.request("/courses?token=" + api.log_in("faisal", "changed"))[1]
+    assert tell(done) == "Added: course CSE115, course CSE465, user faisal"
+    assert done.stdout.splitlines()[1].endswith("now has 2 courses and 1 user")
+    run("seed.py", "import", "-", "--update", stdin="code,name,instructor\nCSE115,Changed,\n")
+    assert tell(run("seed.py")) == "Added: nothing, the dummy data is already there"
+    assert run("seed.py", "export", "-").stdout.splitlines()[1] == "CSE115,Changed,"
 
 
-def test_user_adds_a_user_with_a_password_from_standard_input(run, start):
-    done = run("seed.py", "user", "grace", stdin="hopper 1906\r\nnot this line\n")
-    assert done.stdout.startswith("Added the user grace.\n")
-    start().log_in("grace", "hopper 1906")
+def test_help_lists_each_command_with_a_line(run):
+    lines = run("seed.py", "--help").stdout.splitlines()
+    for command in COMMANDS:
+        (line,) = [line for line in lines if line.split()[:1] == [command]]
+        assert len(line.split()) > 3
+    assert run("seed.py", "import", "--help").stdout.count("--dry-run") == 2
 
 
-def test_user_changes_the_password_of_a_user(run, start):
-    run("seed.py", "user", "grace", stdin="old\n")
-    done = run("seed.py", "user", "grace", stdin="new\n")
-    assert done.stdout.startswith("Changed the password of grace.\n")
-    api = start()
-    api.log_in("grace", "new")
-    assert api.request("/login", "POST", {"username": "grace", "password": "old"})[0] == 400
+@pytest.mark.sqlite
+def test_the_banner_shows_the_whole_path_of_the_database(run, tmp_path):
+    assert f"{tmp_path}/made.db now has 2 courses" in run("seed.py", DATABASE_URL="sqlite:///made.db").stdout
+
+
+@pytest.mark.sqlite
+def test_a_database_that_cannot_be_used_is_one_line(run):
+    error = fail(run("seed.py", DATABASE_URL="sqlite:////nowhere/courses.db"))
+    assert error.startswith("cannot use the database sqlite:////nowhere/courses.db: unable to open database file; ")
+    assert "/nowhere" in error.partition("; ")[2]
+
+
+# -- Users -------------------------------------------------------------------------------------------------------------
+
+
+def list_users(command):
+    *users, banner = command("users").stdout.splitlines()
+    assert banner.endswith(f"and {len(users)} user" + ("s" if len(users) != 1 else ""))
+    return dict(line.split("\t") for line in users)
+
+
+def test_users_are_added_changed_listed_and_deleted(command):
+    assert list_users(command) == {"faisal": "editor"}
+    assert tell(command("user", "grace", stdin="\ufeffhopper 1906\r\nnot this line\n")) == "Added user grace."
+    assert tell(command("user", " alan ", "--read-only", stdin="turing 1912")) == "Added user alan."
+    assert list_users(command) == {"faisal": "editor", "grace": "editor", "alan": "read-only"}
+    assert tell(command("user", "grace", "--read-only")) == "User grace may now only read."
+    assert tell(command("user", "alan", "--no-read-only")) == "User alan may now read and write."
+    assert list_users(command) == {"faisal": "editor", "grace": "read-only", "alan": "editor"}
+    assert User.match_user("grace", "hopper 1906") and User.match_user("alan", "turing 1912")
+    assert tell(command("user", "grace", stdin="new password\n")) == "Changed the password of user grace."
+    assert list_users(command)["grace"] == "read-only"
+    assert User.match_user("grace", "new password") and not User.match_user("grace", "hopper 1906")
+    assert tell(command("user", "grace", "--delete")) == "Deleted user grace."
+    assert list_users(command) == {"faisal": "editor", "alan": "editor"}
 
 
 @pytest.mark.parametrize(
-    ("name", "stdin", "error"),
-    [("grace", "", "password must be"), ("grace", "\n", "password must be"), ("a\nb", "x\n", "username must be")],
+    ("arguments", "stdin", "error"),
+    [
+        (["grace"], "", "the password must be 8 characters or more"),
+        (["grace"], "\n12345678", "the password must be 8 characters or more"),
+        (["grace"], "\ufeff1234567\n", "the password must be 8 characters or more"),
+        (["grace", "--read-only"], "1234567\n", "the password must be 8 characters or more"),
+        (["faisal"], "1234567\n", "the password must be 8 characters or more"),
+        (["grace"], "x" * 1025, "password must be 1 to 1024 characters"),
+        (["grace"], b"\xff\xfel\0o\0n\0g\0 \0e\0n\0o\0u\0g\0h\0", "the password on standard input is not UTF-8 text"),
+        (["a\nb"], "long enough\n", "username must be"),
+        (["nobody", "--delete"], "", "there is no user nobody"),
+    ],
 )
-def test_user_refuses_a_bad_name_or_password_with_one_line(run, name, stdin, error):
-    done = run("seed.py", "user", name, stdin=stdin)
-    assert done.returncode == 1
-    assert done.stderr.startswith(error)
-    assert done.stderr.count("\n") == 1
+def test_a_bad_user_name_or_password_is_refused_with_one_line(command, arguments, stdin, error):
+    assert fail(command("user", *arguments, stdin=stdin)).startswith(error)
+    assert list_users(command) == {"faisal": "editor"}
+    assert User.match_user("faisal", "faisal")
 
 
-@pytest.mark.parametrize(("second", "status"), [("secret", 0), ("secrte", 1)])
-def test_user_asks_twice_at_a_terminal_without_echo(tmp_path, second, status):
-    terminal, stdin = pty.openpty()
-    environment = os.environ | {"DATABASE_URL": database_url(tmp_path)}
-    command = [sys.executable, ROOT / "seed.py", "user", "grace"]
-    process = subprocess.Popen(
-        command, env=environment, stdin=stdin, stdout=stdin, stderr=stdin, start_new_session=True
-    )
-    os.close(stdin)
-    shown = b""
-    for line in ("secret", second):
-        while not shown.endswith(b": "):
-            shown += os.read(terminal, 1000)
-        os.write(terminal, line.encode() + b"\n")
-        shown += b"\n"
-    output = []
+class Terminal:
+    """A command of seed.py at a terminal of its own."""
 
-    def read():
-        try:
-            while part := os.read(terminal, 1000):
-                output.append(part)
-        except OSError:  # the other side is closed
-            pass
+    def __init__(self, folder, *arguments, **options):
+        self.file, other = pty.openpty()
+        fcntl.ioctl(self.file, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # lines and columns
+        command = [sys.executable, ROOT / "seed.py", *arguments]
+        environment = os.environ | {"DATABASE_URL": database_url(folder)}
+        files = {"stdin": other, "stdout": other, "stderr": other} | options
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True, **files)
+        os.close(other)
+        self.shown = ""
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    assert process.wait(20) == status
-    reader.join(20)
-    os.close(terminal)
-    shown += b"".join(output)
-    assert b"secret" not in shown
-    assert (b"Added the user grace" in shown) == (status == 0)
-    assert (b"differ" in shown) == (status == 1)
+    def read(self, end=None):
+        """Read until the text ends so, or until the command has ended; return all that was shown."""
+        with contextlib.suppress(OSError):  # the other side is closed
+            while not (end and self.shown.endswith(end)) and (part := os.read(self.file, 65536)):
+                self.shown += part.decode()
+        return self.shown
+
+    def close(self):
+        """Return the exit status, and all that was shown."""
+        shown, status = self.read(), self.process.wait(20)
+        os.close(self.file)
+        return status, shown
 
 
-def test_help_says_what_it_can_do(run):
-    done = run("seed.py", "--help")
-    assert done.returncode == 0
-    for command in ("user NAME", "import FILE", "export FILE", "random N"):
-        assert f"python seed.py {command}" in done.stdout
+@pytest.mark.parametrize(("second", "status", "sentence"), [("secret 1", 0, "Added user"), ("secret 2", 1, "differ")])
+def test_a_password_is_asked_for_twice_at_a_terminal_without_echo(tmp_path, second, status, sentence):
+    terminal = Terminal(tmp_path, "user", "grace")
+    terminal.read("Password for grace: ")
+    os.write(terminal.file, b"secret 1\n")
+    terminal.read("Repeat the password: ")
+    os.write(terminal.file, second.encode() + b"\n")
+    ended, shown = terminal.close()
+    assert (ended, sentence in shown, "secret" in shown) == (status, True, False)
 
 
-# -- Courses -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("key", ["Ctrl-C", "Ctrl-D"])
+def test_the_password_prompt_can_be_left_quietly(tmp_path, run, key):
+    terminal = Terminal(tmp_path, "user", "grace")
+    terminal.read("Password for grace: ")
+    if key == "Ctrl-C":
+        terminal.process.send_signal(signal.SIGINT)
+    else:
+        os.write(terminal.file, b"\x04")
+    status, shown = terminal.close()
+    assert status not in (0, -signal.SIGINT)
+    assert "Traceback" not in shown and "Error" not in shown
+    assert run("seed.py", "users").stdout.endswith("and 0 users\n")
+
+
+# -- Import ------------------------------------------------------------------------------------------------------------
 
 CATALOGUE = (
     "code,name,instructor\n"
     'AAS 100,Intro Asian American Studies,"Geng, Zhe"\n'
     'MATH&151,"Calculus ""I""",Noether\n'
-    "ÉCO 1,物理,Ørsted\n"
+    "ÉCO 1,Économie; 物理,\n"
 )
+LATIN = "code;name;instructor\nÉCO 1;Économie;Ørsted\n".encode("windows-1252")
 
 
-@pytest.fixture
-def catalogue(tmp_path):
-    (tmp_path / "catalogue.csv").write_text(CATALOGUE, newline="\r\n")
-    return "catalogue.csv"
+def import_text(command, text, *options):
+    """Import standard input; return the sentence that says what was done."""
+    return tell(command("import", "-", *options, stdin=text))
 
 
-def export(run, **settings):
-    done = run("seed.py", "export", "-", **settings)
-    assert done.returncode == 0
-    return done.stdout
+def delete_courses():
+    Course.delete().execute()
 
 
-def test_import_adds_the_courses_of_csv_and_says_how_many(run, catalogue):
-    done = run("seed.py", "import", catalogue)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0] == "Added 3 courses."
-    assert done.stdout.splitlines()[1].endswith("now has: 3 courses, 0 users")
+def test_import_says_exactly_what_it_did(command):
+    before = command("export", "-").stdout
+    update = "code,name,instructor\nCSE465,Networks,\nCSE225,Trees,Ada\nCSE226,Graphs,Ada\n"
+    assert import_text(command, update, "--update", "--dry-run") == "Would add 2 courses, update 1; nothing was stored."
+    assert import_text(command, CATALOGUE, "--dry-run") == "Would add 3 courses; nothing was stored."
+    assert command("export", "-").stdout == before
+    assert import_text(command, update, "--update") == "Added 2 courses, updated 1."
+    assert command("export", "-").stdout.splitlines()[2:] == update.splitlines()[1:]
+    assert import_text(command, CATALOGUE) == "Added 3 courses."
+    more = update.replace("Ada", "Grace") + "CSE227,Heaps,Ada\nÉCO 1,Économie; 物理,\n"
+    assert import_text(command, more, "--update") == "Added 1 course, updated 2, 2 unchanged."
+    assert import_text(command, more, "--update") == "Added 0 courses, 5 unchanged."
+    for nothing in ('{"courses": []}', "[]", "code,name,instructor\n"):
+        assert import_text(command, nothing) == "Added 0 courses."
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.json"])
-def test_what_export_writes_import_takes_back_unchanged(run, catalogue, tmp_path, name):
-    run("seed.py", "import", catalogue)
-    assert run("seed.py", "export", name).stderr.startswith(f"Wrote 3 courses to {name}.\n")
-    other = {"DATABASE_URL": database_url(tmp_path, "other")}
-    assert run("seed.py", "import", name, **other).returncode == 0
-    assert run("seed.py", "export", "again.csv", **other).returncode == 0
-    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "catalogue.csv").read_bytes()
+def test_import_takes_json_and_what_the_list_answers(command, client, tmp_path):
+    (tmp_path / "one.json").write_text(' [{"code": "A", "name": "a", "instructor": "", "more": 1}]')
+    assert tell(command("import", "one.json")) == "Added 1 course."
+    courses, text = Course.get_all_courses(), client.get("/courses").text
+    delete_courses()
+    assert import_text(command, text) == "Added 3 courses."
+    assert [course | {"id": 0} for course in Course.get_all_courses()] == [course | {"id": 0} for course in courses]
 
 
-def test_import_takes_what_the_list_answers(run, start, tmp_path, catalogue):
-    run("seed.py")
-    run("seed.py", "import", catalogue)
-    api = start()
-    _, courses = api.request("/courses?token=" + api.log_in())
-    other = {"DATABASE_URL": database_url(tmp_path, "other")}
-    assert run("seed.py", "import", "-", stdin=courses, **other).stdout.startswith("Added 5 courses.")
-    assert export(run, **other) == export(run)
-
-
-def test_import_reads_standard_input(run):
-    assert run("seed.py", "import", "-", stdin=CATALOGUE).stdout.startswith("Added 3 courses.")
-    assert export(run) == CATALOGUE
-
-
-def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(run):
-    run("seed.py")
-    before = export(run)
-    text = "code,name,instructor\n\nA,a,a\nB,b,\nA,c,c\nCSE115,d,d\n" + "E,,\n" * 150
-    done = run("seed.py", "import", "-", stdin=text)
+def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
+    before = Course.get_all_courses()
+    text = "code,name,instructor\n\nA,a,a\nB,,b\nA,c,c\nCSE115,d,d\n" + "E,,\n" * 150
+    done = command("import", "-", stdin=text)
     lines = done.stderr.splitlines()
-    assert (done.returncode, done.stdout, len(lines)) == (1, "", 154)
+    assert (done.returncode, done.stdout) == (1, "")
     assert lines[:3] == [
-        "line 4: instructor must be 1 to 120 characters, with no control characters",
-        "line 5: Course code A is in row 1 too",
+        "line 4: name must be 1 to 120 characters, with no control characters",
+        "line 5: Course code A is also on line 3",
         "line 6: Course code CSE115 is in the courses already",
     ]
-    assert lines[-2].startswith("line 156: name must be")
-    assert lines[-1] == "nothing was stored; rows refused: 153"
-    assert export(run) == before
+    assert lines[-1] == "nothing was stored; 153 rows were refused"
+    done = command("import", "-", stdin='[{"code": "A", "name": "a", "instructor": "a"}, 5]')
+    assert done.stderr == "row 2: a course must be an object\nnothing was stored; 1 row was refused\n"
+    assert Course.get_all_courses() == before
 
 
-def test_the_bad_courses_of_json_are_named_by_their_number(run):
-    done = run("seed.py", "import", "-", stdin='[{"code": "A", "name": "a", "instructor": "a"}, 5, {}]')
-    assert done.stderr.splitlines()[:2] == [
-        "course 2: a course must be an object",
-        "course 3: course code must be provided",
-    ]
+NO_CATALOGUE = ["", "a,b\n1,2\n", "{}", '{"courses": 5}', "5", "[1", '{"courses": [', "[" * 10**5]
 
 
-def test_update_changes_the_courses_that_exist(run):
-    run("seed.py")
-    text = "code,name,instructor\nCSE465,Networks,Grace Hopper\nCSE225,Data structures,Ada\n"
-    assert run("seed.py", "import", "-", "--update", stdin=text).stdout.startswith("Added 1 courses, changed 1.\n")
-    assert export(run).splitlines()[2:] == text.splitlines()[1:]
-    assert run("seed.py", "import", "-", "--update", stdin=text + "CSE225,Again,Ada\n").returncode == 1
+@pytest.mark.parametrize("text", NO_CATALOGUE, ids=[text[:14] for text in NO_CATALOGUE])
+def test_what_is_no_catalogue_is_refused_with_one_line(command, text):
+    assert len(fail(command("import", "-", stdin=text))) < 400
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "{}", '{"courses": 5}', "[1", '{"courses": [', "[" * 10**5])
-def test_what_is_no_catalogue_is_refused_with_one_line(run, text):
-    done = run("seed.py", "import", "-", stdin=text)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+def test_a_file_of_another_encoding_is_imported_once_its_encoding_is_given(command):
+    error = fail(command("import", "-", stdin=LATIN))
+    assert error.startswith("line 2 ") and '"CSV UTF-8"' in error and "--encoding windows-1252" in error
+    assert "klingon" in fail(command("import", "-", "--encoding", "klingon", stdin=LATIN))
+    assert import_text(command, LATIN, "--encoding", "windows-1252") == "Added 1 course."
+    assert Course.get_course("ÉCO 1")["instructor"] == "Ørsted"
 
 
-def test_a_file_that_is_missing_is_named(run):
-    assert "nowhere.csv" in run("seed.py", "import", "nowhere.csv").stderr
+@pytest.mark.parametrize("arguments", [["import", "nowhere.csv"], ["export", "nowhere/out.csv"]])
+def test_a_file_that_is_missing_is_named(command, arguments):
+    assert "nowhere" in fail(command(*arguments))
 
 
-def test_random_courses_are_the_same_for_the_same_seed(run, start, tmp_path):
-    def make(name, *arguments):
-        url = {"DATABASE_URL": database_url(tmp_path, name)}
-        assert run("seed.py", "random", *arguments, **url).stdout.startswith("Added 500 courses.\n")
-        return export(run, **url)
+def test_ctrl_c_while_a_file_is_read_says_that_nothing_was_stored(run, tmp_path):
+    command, environment = [*PYTHON, ROOT / "seed.py", "import", "-"], {"DATABASE_URL": database_url(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=os.environ | environment, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        process.stdin.write(b"code,name,instructor\n" + b"\n" * 500_000)  # more than a pipe holds, so it is being read
+        process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == (b"", b"interrupted; nothing was stored\n")
+    assert process.returncode == 1
 
-    first = make("a", "500")
-    assert first == make("b", "500") == make("c", "500", "--seed", "1")
-    assert first != make("d", "500", "--seed", "2")
-    assert len(make("a", "500").splitlines()) == 1001
+
+@pytest.mark.parametrize("moment", range(4))
+def test_ctrl_c_at_any_moment_of_an_import_leaves_the_courses_as_they_were(command, monkeypatch, moment):
+    """Two rows are checked, then stored."""
+    before, moments = Course.get_all_courses(), iter(range(10))
+
+    def interrupt(items):
+        for item in items:
+            yield item
+            if next(moments) == moment:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(models, "BATCH", 1)
+    monkeypatch.setattr(seed, "progress", interrupt)
+    done = command("import", "-", stdin="code,name,instructor\nA,a,a\nB,b,b\n")
+    assert fail(done) == "interrupted; nothing was stored"
+    assert Course.get_all_courses() == before
 
 
-def test_a_progress_bar_shows_at_a_terminal_only(tmp_path):
-    terminal, stderr = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # lines and columns
-    environment = os.environ | {"DATABASE_URL": database_url(tmp_path)}
-    command = [sys.executable, ROOT / "seed.py", "random", "2000"]
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, check=True, timeout=30)
-    os.close(stderr)
-    shown = os.read(terminal, 65536).decode()
-    os.close(terminal)
-    assert "0/2000" in shown and "courses/s" in shown
+# -- Export ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "begin"),
+    [
+        ("out.csv", "", b"code,name,instructor\r\n"),
+        ("OUT.CSV", "utf-8-sig", b"\xef\xbb\xbfcode,name,instructor\r\n"),
+        ("out.csv", "utf-16", "\ufeffcode,name,instructor\r\n".encode("utf-16-le")),
+        ("out.json", "", b"[{"),
+        ("out.JSON", "utf-8-sig", b"\xef\xbb\xbf[{"),
+        ("out.json", "utf-16", "\ufeff[{".encode("utf-16-le")),
+    ],
+)
+def test_what_export_writes_import_takes_back_unchanged(command, tmp_path, name, encoding, begin):
+    delete_courses()
+    import_text(command, CATALOGUE)
+    done = command("export", name, *(["--encoding", encoding] if encoding else []))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith(f"Wrote 3 courses to {name}.\n")
+    assert (tmp_path / name).read_bytes().startswith(begin)
+    delete_courses()
+    assert tell(command("import", name)) == "Added 3 courses."
+    assert command("export", "-").stdout == CATALOGUE.replace("\n", "\r\n")
+
+
+def test_a_catalogue_survives_semicolons_and_utf_16_and_back(command, tmp_path):
+    delete_courses()
+    semicolons = "CODE; Name;instructor\r\nAAS 100;Intro Asian American Studies;Geng, Zhe\r\n"
+    semicolons += 'MATH&151;"Calculus ""I""";Noether\r\nÉCO 1;"Économie; 物理"\r\n;;\r\n'
+    (tmp_path / "semicolons.csv").write_bytes(semicolons.encode("utf-16"))
+    assert tell(command("import", "semicolons.csv")) == "Added 3 courses."
+    assert command("export", "-").stdout == CATALOGUE.replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["out.txt"], "out.txt"),
+        (["out"], ".csv or .json"),
+        (["out.csv", "--encoding", "klingon"], "klingon"),
+        (["out.csv", "--encoding", "windows-1252"], "windows-1252"),  # which has no 物
+    ],
+)
+def test_an_export_that_cannot_be_written_is_refused_and_leaves_no_file(command, tmp_path, arguments, fragment):
+    import_text(command, CATALOGUE)
+    error = fail(command("export", *arguments))
+    assert fragment in error and "codec" not in error
+    assert list(tmp_path.glob("out*")) == []
+
+
+# -- Backup and restore ------------------------------------------------------------------------------------------------
+
+TABLES = ("courses", "users", "signing_key")
+
+
+def contents(path):
+    """Return the rows of a catalogue's tables."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return {table: database.execute(f"SELECT * FROM {table} ORDER BY id").fetchall() for table in TABLES}
+
+
+def execute(path, script):
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.executescript(script)
 
 
 @pytest.mark.sqlite
-def test_a_database_that_cannot_be_used_is_one_line(run):
-    done = run("seed.py", DATABASE_URL="sqlite:////nowhere/courses.db")
-    assert done.returncode == 1
-    assert done.stderr == (
-        "the database sqlite:////nowhere/courses.db cannot be used: unable to open database file; check DATABASE_URL\n"
-    )
+def test_a_backup_is_whole_and_never_overwrites(command, tmp_path, monkeypatch):
+    models.SigningKey.get_key()
+    assert tell(command("backup", "b.db")) == "Copied the database to b.db."
+    assert contents(tmp_path / "b.db") == contents(models.database.database)
+    import_text(command, CATALOGUE)
+    before = (tmp_path / "b.db").read_bytes()
+    assert fail(command("backup", "b.db")) == "b.db already exists; nothing was written"
+    assert (tmp_path / "b.db").read_bytes() == before
+
+
+@pytest.mark.sqlite
+def test_a_backup_of_no_database_creates_none(run, tmp_path):
+    assert "nowhere.db" in fail(run("seed.py", "backup", "b.db", DATABASE_URL="sqlite:///nowhere.db"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.sqlite
+def test_restore_brings_courses_users_and_the_key_back_while_the_api_runs(run, start, tmp_path):
+    run("seed.py")
+    api = start()
+    run("seed.py", "backup", "b.db")
+    backup, saved = (tmp_path / "b.db").read_bytes(), contents(tmp_path / "b.db")
+    change = """
+        DELETE FROM courses WHERE code = 'CSE115';
+        INSERT INTO courses (code, name, instructor) VALUES ('NEW', 'New', '');
+        UPDATE users SET password = 'another';
+        INSERT INTO users (username, password) VALUES ('grace', 'another');
+        UPDATE signing_key SET value = 'another';
+        """
+    execute(tmp_path / "courses.db", change)
+    done = run("seed.py", "restore", "b.db")
+    assert tell(done) == "Restored the database from b.db."
+    assert done.stdout.splitlines()[1].endswith("now has 2 courses and 1 user")
+    assert contents(tmp_path / "courses.db") == saved
+    assert (tmp_path / "b.db").read_bytes() == backup
+    _, courses = api.request("/courses", Authorization=f"Bearer {api.log_in()}")
+    assert "CSE115" in courses and "NEW" not in courses
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"b.db", "courses.db"}
+
+
+LATER = "INSERT INTO schema_migration (name, applied) VALUES ('0999_later', '2026-01-01')"
+DAMAGE = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "no database": lambda path: path.write_bytes(b"code,name,instructor\r\n" * 1000),
+    "cut short": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "damaged inside": lambda path: path.write_bytes(path.read_bytes()[:-4096] + b"\xa5" * 4096),
+    "without users": lambda path: execute(path, "DROP TABLE users"),
+    "of a newer version": lambda path: execute(path, LATER),
+}
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_restore_refuses_what_is_no_sound_backup_and_changes_nothing(command, run, tmp_path, damage):
+    command("random", "500")
+    command("backup", "b.db")
+    shutil.copy(tmp_path / "b.db", tmp_path / "courses.db")
+    before = contents(tmp_path / "courses.db")
+    damage(tmp_path / "b.db")
+    assert "b.db" in fail(run("seed.py", "restore", "b.db"))
+    assert contents(tmp_path / "courses.db") == before
+
+
+@pytest.mark.parametrize(("name", "tools"), [("backup", "pg_dump or mariadb-dump"), ("restore", "pg_restore")])
+def test_backup_and_restore_name_the_servers_own_tools(command, monkeypatch, name, tools):
+    monkeypatch.setattr(models, "POOLED", True)
+    monkeypatch.setattr(models, "disconnect", lambda: None)
+    assert tools in fail(command(name, "b.db"))
+
+
+# -- Made-up courses ---------------------------------------------------------------------------------------------------
+
+
+def test_random_courses_are_the_same_for_the_same_seed(command):
+    def make(*arguments):
+        delete_courses()
+        assert tell(command("random", *arguments)) == "Added 500 courses."
+        return [(course["code"], course["name"], course["instructor"]) for course in Course.get_all_courses()]
+
+    first = make("500")
+    assert first != make("500", "--seed", "2")
+    assert first == make("500", "--seed", "1")
+    assert tell(command("random", "500")) == "Added 500 courses."
+    assert Course.select().count() == 1000
+
+
+def test_a_progress_bar_shows_at_a_terminal_only(run, tmp_path):
+    terminal = Terminal(tmp_path, "random", "2000", stdout=subprocess.DEVNULL)
+    status, shown = terminal.close()
+    assert (status, "0/2000" in shown, "courses/s" in shown) == (0, True, True)
+    assert run("seed.py", "random", "1").stderr == ""

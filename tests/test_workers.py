@@ -1,287 +1,195 @@
-"""The app under granian and gunicorn: the contract again, over real HTTP, and what several processes must share."""
+"""The app under granian and gunicorn: what another server can change, and what several processes must share."""
 
 import concurrent.futures
 import contextlib
 import http.client
-import inspect
-import itertools
 import json
 import os
-import pathlib
-import re
+import random
 import signal
 import socket
+import sqlite3
+import subprocess
 import sys
-import time
-import urllib.parse
 
 import pytest
-import redis
-import test_conditions
-import test_contract_inherited
-import test_contract_repaired
-import test_lists
-import test_many
-from conftest import FOLDER, ROOT, Server
-from servers import find_ports
-from test_contract_inherited import NEW
-from test_lists import catalogue  # noqa: F401 (a fixture)
-from test_server import connect, read_all
-from test_throttle import RIGHT, WRONG
-from test_tokens import (  # noqa: F401 (collected here too)
-    protected,
-    test_a_token_in_the_query_is_good_on_every_protected_route,
-    test_no_token_is_turned_away_without_an_error_code,
-)
+from conftest import PYTHON, ROOT, Server
+from servers import ask, connect, find_ports, is_listening, read_all, server_url, wait_until
 
+pytestmark = [pytest.mark.integration, pytest.mark.sqlite]
 WORKERS = 2
-GRANIAN = f"granian --interface wsgi --http 1 --workers {WORKERS} --workers-kill-timeout 10"
-# The link to a page may be longer than the 4094 bytes that gunicorn takes by itself.
-GUNICORN = f"gunicorn --no-control-socket --workers {WORKERS} --graceful-timeout 10 --limit-request-line 8190"
 COMMANDS = {
-    "granian": f"{GRANIAN} --blocking-threads 4 course_api:app",
-    "gunicorn": f"{GUNICORN} --threads 4 --preload course_api:app",
-    "gunicorn-without-preload": f"{GUNICORN} --threads 4 course_api:app",
-    "gunicorn-without-threads": f"{GUNICORN} --preload course_api:app",
+    "granian": f"granian --interface wsgi --http 1 --workers {WORKERS} --workers-kill-timeout 10 --blocking-threads 4",
+    "gunicorn": f"gunicorn --no-control-socket --workers {WORKERS} --graceful-timeout 10 --preload --threads 4",
 }
-REDIS = "redis://127.0.0.1:6379/8"
-
-# -- Servers -----------------------------------------------------------------------------------------------------------
+NEW = {"code": "CSE225", "name": "Data structures", "instructor": "Ada Lovelace"}
 
 
 class Workers(Server):
-    """The app under one of the COMMANDS, on a folder's database."""
+    """The app under one of the COMMANDS, on the database in a folder, which seed.py has made."""
 
-    def __init__(self, name, folder):
+    def __init__(self, name, folder, **settings):
         (port,) = find_ports(1)
         self.url, self.stops = f"http://127.0.0.1:{port}", "Shutting down" if name == "granian" else "signal: term"
-        # A line of the access log names the process, the method, the path without the query, and the status.
-        gunicorn_log = "--access-logfile - --access-logformat '%(p)s %(m)s %(U)s %(s)s'"
-        granian_log = pathlib.Path(folder, "granian.json")
-        formats = {"access": {"format": "<%(process)d> %(message)s"}, "generic": {"format": "%(message)s"}}
-        granian_log.write_text(json.dumps({"formatters": formats}))
-        settings = {
-            "PYTHONPATH": str(ROOT),
-            "LIMIT_STORAGE": REDIS,
-            "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port} {gunicorn_log}",
-            "GRANIAN_PORT": str(port),
-            "GRANIAN_LOG_CONFIG": str(granian_log),
-            "GRANIAN_LOG_ACCESS_ENABLED": "true",
-            "GRANIAN_LOG_ACCESS_FMT": "%(method)s %(path)s %(status)d",
-        }
-        self.launch([sys.executable, "-m", *COMMANDS[name].split()], folder, settings, start_new_session=True)
+        options = ["--port", str(port)] if name == "granian" else ["--bind", f"127.0.0.1:{port}"]
+        command = [sys.executable, "-m", *COMMANDS[name].split(), *options, "course_api:app"]
+        settings = {"PYTHONPATH": str(ROOT), "DATABASE_URL": f"sqlite:///{folder}/courses.db", **settings}
+        self.launch(command, folder, settings, start_new_session=True)
 
     def wait_until_up(self):
-        end = time.monotonic() + 30
-        while True:
-            assert self.process.poll() is None and time.monotonic() < end, self.output
-            with contextlib.suppress(OSError):  # nobody listens yet
-                assert self.request("/health")[0] == 200
-                return
-            time.sleep(0.02)
-
-    def who_answered(self, since):
-        """Return the numbers of the processes that the access log names, from a line on."""
-        return {found[1] for line in self.output[since:] if (found := re.match(r"<(\d+)> [A-Z]+ /", line))}
+        wait_until(lambda: self.process.poll() is not None or is_listening(self.url))
+        assert self.request("/health")[0] == 200, self.output
 
     def close(self):
-        """Kill what is left, the workers too, which a test that fails may leave behind."""
+        """Kill what is left, with the workers, which a test that fails may leave behind."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         super().close()
 
 
 @contextlib.contextmanager
-def serving(name, folder):
-    with contextlib.closing(Workers(name, folder)) as workers:
+def serving(name, folder, **settings):
+    seed = [*PYTHON, ROOT / "seed.py"]
+    environment = os.environ | {"DATABASE_URL": f"sqlite:///{folder}/courses.db"}
+    subprocess.run(seed, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=30)
+    with contextlib.closing(Workers(name, folder, **settings)) as workers:
         workers.wait_until_up()
         yield workers
 
 
-class Remote:
-    """A WSGI app that is elsewhere: each request goes to a server, on a connection of its own."""
+@pytest.fixture(scope="module", params=COMMANDS)
+def api(request, tmp_path_factory):
+    with serving(request.param, tmp_path_factory.mktemp("workers")) as api:
+        yield api
 
-    def __init__(self, url):
-        self.address = url.removeprefix("http://")
 
-    def __call__(self, environ, start_response):
-        headers = {name[5:].replace("_", "-"): value for name, value in environ.items() if name.startswith("HTTP_")}
-        if "CONTENT_TYPE" in environ:
-            headers["Content-Type"] = environ["CONTENT_TYPE"]
-        path = urllib.parse.quote(environ["PATH_INFO"], encoding="latin1")
-        query = urllib.parse.quote(environ["QUERY_STRING"], encoding="latin1", safe="%&=+")
-        body = environ["wsgi.input"].read()
-        if body and "CONTENT_LENGTH" not in environ:
-            body = iter([body])  # which http.client sends in chunks
-        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=20)) as connection:
-            connection.request(environ["REQUEST_METHOD"], f"{path}?{query}" if query else path, body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
-        of_the_connection = ("connection", "transfer-encoding")  # which no WSGI app may set
-        kept = [header for header in answer.getheaders() if header[0].lower() not in of_the_connection]
-        start_response(f"{answer.status} {answer.reason}", kept)
-        return [content]
+@pytest.fixture(params=COMMANDS)
+def fresh(request, tmp_path):
+    with serving(request.param, tmp_path) as api:
+        yield api
 
 
 @pytest.fixture
-def counts():
-    """The Redis in which the workers count wrong passwords, empty."""
-    with redis.Redis.from_url(REDIS) as client:
-        try:
-            client.flushdb()
-        except redis.ConnectionError:
-            pytest.skip("needs a Redis at 127.0.0.1:6379")
-        yield client
+def bearer(api):
+    return {"Authorization": f"Bearer {api.log_in()}"}
 
 
-@pytest.fixture(scope="module")
-def workers(request):
-    """The app under a server, on the database that the tests themselves use; SIGTERM must end it."""
-    with serving(request.param, FOLDER.name) as workers:
-        yield workers
-        workers.process.send_signal(signal.SIGTERM)
-        assert workers.wait() == 0
+def ask_at_once(function, number=60):
+    """Return the results of calls by 8 clients at once, enough of them for each worker to have its share."""
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        return list(clients.map(function, range(number)))
 
 
-@pytest.fixture
-def app(app, workers, counts):
-    """What `client` and `stranger` ask."""
-    return Remote(workers.url)
+# -- Requests and responses --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def api(app, workers):
-    """The same server for plain requests, each on a connection of its own."""
-    return workers
-
-
-# -- The contract ------------------------------------------------------------------------------------------------------
-
-SLOW = "test_a_walk_has_each_course_once_while_others_come_and_go"  # a second each, and of the database alone
-
-
-def over_http(*modules):
-    """Return the tests that ask as a client does, and change nothing inside of the app."""
-    found = {}
-    for module in modules:
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            fixtures = set(inspect.signature(function).parameters)
-            asks, patches = fixtures & {"client", "stranger", "catalogue"}, fixtures & {"monkeypatch", "open_to"}
-            if name.startswith("test_") and name != SLOW and asks and not patches:
-                found[f"{name}__{module.__name__}"] = function
-    return found
-
-
-globals().update(over_http(test_conditions, test_contract_inherited, test_contract_repaired, test_lists, test_many))
-
-
-def pytest_generate_tests(metafunc):
-    """Try the contract under two of the servers, and what this file adds under all."""
-    if "workers" in metafunc.fixturenames:
-        own = metafunc.function.__module__ == __name__
-        metafunc.parametrize("workers", COMMANDS if own else ["granian", "gunicorn"], indirect=True, scope="module")
-
-
-# -- Bodies ------------------------------------------------------------------------------------------------------------
-
-
-def post_csv(api, framing, body):
-    """Return the start of the answer to CSV after which the client sends no more."""
-    head = f"POST /courses HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {api.log_in()}\r\nContent-Type: text/csv\r\n"
-    with connect(api) as connection:
+def post_csv(api, bearer, framing, body):
+    """Return the start of the response to CSV after which the client sends no more."""
+    head = "POST /courses HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: text/csv\r\n"
+    head += f"Authorization: {bearer['Authorization']}\r\n"
+    with connect(api.url) as connection:
         connection.sendall(f"{head}{framing}\r\n\r\n{body}".encode())
         connection.shutdown(socket.SHUT_WR)
         return read_all(connection)[:12]
 
 
-def test_a_body_that_is_shorter_than_it_says_is_not_stored(api, client):
-    assert post_csv(api, "Content-Length: 999", "code,name,instructor\nA,b,c\n") == b"HTTP/1.1 400"
-    client.get("/courses/A", status=404)
+def test_a_body_may_come_in_chunks(api, bearer):
+    chunks = iter([b"code,name,", b"instructor\nCH,b,c\n"])
+    assert ask(api.url, "POST", "/courses", chunks, bearer | {"Content-Type": "text/csv"})[0] == 201
+    assert api.request("/courses/CH", **bearer)[0] == 200
 
 
-def test_chunks_that_are_none_are_refused(api):
-    assert post_csv(api, "Transfer-Encoding: chunked", "two\r\n{}\r\n0\r\n\r\n") == b"HTTP/1.1 400"
+def test_a_body_that_is_shorter_than_its_length_is_not_stored(api, bearer):
+    assert post_csv(api, bearer, "Content-Length: 999", "code,name,instructor\nSHORT,b,c\n") == b"HTTP/1.1 400"
+    assert api.request("/courses/SHORT", **bearer)[0] == 404
+
+
+def test_bad_chunks_are_refused(api, bearer):
+    assert post_csv(api, bearer, "Transfer-Encoding: chunked", "two\r\n{}\r\n0\r\n\r\n") == b"HTTP/1.1 400"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_a_413(api, bearer, chunked):
+    body = iter([b" " * 2**20] * 17) if chunked else b" " * 17 * 2**20
+    status, _, text = ask(api.url, "POST", "/courses", body, bearer | {"Content-Type": "application/json"})
+    assert status == 413 and "16777216 bytes" in json.loads(text)["error"]
+
+
+def test_head_has_the_headers_of_get_and_no_body(api, bearer):
+    (status, got, _), (head_status, headers, body) = (
+        ask(api.url, method, "/courses?limit=1", None, bearer) for method in ("GET", "HEAD")
+    )
+    assert status == head_status == 200 and body == ""
+    kept = ("Content-Type", "Content-Length", "ETag", "Link", "X-Total-Count", "Cache-Control")
+    assert [headers[name] for name in kept] == [got[name] for name in kept]
+
+
+def test_a_connection_stays_open_after_responses_without_a_body(api, bearer):
+    with contextlib.closing(http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=20)) as connection:
+        found, etag = [], ""
+        for method, body in (("GET", None), ("GET", None), ("PATCH", '{"name": "Basics"}'), ("HEAD", None)):
+            headers = bearer | ({"Content-Type": "application/json"} if body else {"If-None-Match": etag})
+            connection.request(method, "/courses/CSE115", body, headers)
+            response = connection.getresponse()
+            response.read()
+            etag = response.getheader("ETag") or ""
+            found.append((response.status, connection.sock is not None))
+    assert found == [(200, True), (304, True), (204, True), (200, True)]
+
+
+def test_paths_and_queries_may_hold_any_character(api, bearer):
+    course = NEW | {"code": "É & 1%", "name": "Ünï 🎓"}
+    status, headers, _ = ask(api.url, "POST", "/courses", course, bearer)
+    assert (status, headers["Location"]) == (201, "/courses/%C3%89%20&%201%25")
+    assert json.loads(api.request(headers["Location"], **bearer)[1]) == course | {"id": 4}
+    assert api.request("/courses?q=%C3%BCN%C3%8F+%F0%9F%8E%93", **bearer)[1].count('"code"') == 1
+    assert api.request("/courses/%FF", **bearer)[0] == 400
+
+
+def test_errors_are_json_with_their_headers(api):
+    for method, path, status, header in (
+        ("GET", "/courses", 401, "WWW-Authenticate"),
+        ("PUT", "/courses", 405, "Allow"),
+        ("GET", "/nowhere", 404, "Cache-Control"),
+    ):
+        found, headers, body = ask(api.url, method, path)
+        assert (found, headers["Content-Type"]) == (status, "application/json")
+        assert headers[header] and json.loads(body)["error"]
 
 
 # -- What the workers share --------------------------------------------------------------------------------------------
 
 
-def rounds(api):
-    """Yield again and again, until each worker has answered a request since the last time."""
-    for _ in range(100):
-        since = len(api.output)
-        yield
-        if len(api.who_answered(since)) == WORKERS:
-            return
-    raise AssertionError("one worker answered all")
-
-
-def ask_all(api, ask):
-    """Return the answers to many clients at once, until each worker has answered some of them."""
-    answers, numbers = [], itertools.count()
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        for _ in rounds(api):
-            answers += clients.map(ask, itertools.islice(numbers, 20))
-    return answers
-
-
-def log_in(api, login):
-    return api.request("/login", "POST", login)[0]
-
-
-def test_a_token_of_one_worker_is_good_on_all(api):
-    token = api.log_in()
-    assert set(ask_all(api, lambda _: api.request(f"/courses/CSE115?token={token}")[0])) == {200}
-
-
-def test_what_one_worker_writes_all_can_read(api):
-    """Each has connections of its own to the database, also where the app was loaded before they were forked."""
-    bearer = f"Bearer {api.log_in()}"
+def test_a_token_of_one_worker_is_good_on_all_and_what_one_writes_all_can_read(api, bearer):
+    """Each has connections of its own to the database, even if the app was loaded before the workers were forked."""
 
     def write_and_read(number):
-        course = NEW | {"code": f"C{number}"}
-        written = api.request("/courses", "POST", course, Authorization=bearer)[0]
-        return written, api.request(f"/courses/C{number}", Authorization=bearer)[0]
+        written = api.request("/courses", "POST", NEW | {"code": f"C{number}"}, **bearer)[0]
+        return written, api.request(f"/courses/C{number}", **bearer)[0]
 
-    assert set(ask_all(api, write_and_read)) == {(201, 200)}
-
-
-def test_wrong_passwords_are_counted_over_all_workers(api, counts):
-    for _ in rounds(api):
-        counts.flushdb()
-        assert [log_in(api, WRONG) for _ in range(6)] == [400] * 5 + [429]
-        assert log_in(api, RIGHT) == 429
+    assert set(ask_at_once(write_and_read)) == {(201, 200)}
 
 
-def test_of_guesses_at_once_each_other_worker_lets_one_more_through_at_most(api):
-    """A worker hashes one password at a time, and what it has begun is not stopped when another one counts the last."""
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-        statuses = list(clients.map(lambda _: log_in(api, WRONG), range(24)))
-    assert set(statuses) == {400, 429}
-    assert 5 <= statuses.count(400) < 5 + WORKERS
+@pytest.mark.parametrize("name", COMMANDS)
+def test_failed_logins_are_counted_over_all_workers(name, tmp_path):
+    """Each worker checks one password at a time, so each other one may let one more through."""
+    with serving(name, tmp_path, LIMIT_STORAGE=server_url("REDIS_URL"), TRUSTED_PROXY="127.0.0.1") as api:
+        client = {"X-Forwarded-For": f"10.{'.'.join(str(random.randrange(256)) for _ in range(3))}"}
+        wrong = {"username": "faisal", "password": "wrong"}
+        statuses = ask_at_once(lambda _: ask(api.url, "POST", "/login", wrong, client)[0])
+        assert set(statuses) == {400, 429}
+        assert 5 <= statuses.count(400) < 5 + WORKERS
+        assert ask(api.url, "POST", "/login", wrong | {"password": "faisal"}, client)[0] == 429
 
 
-def test_the_access_log_has_no_token(api):
-    token = api.log_in()
-    api.request(f"/courses/LOGGED?token={token}")
-    api.wait_for("GET /courses/LOGGED 404")
-    assert token not in "".join(api.output)
+# -- Start, stop and upgrade -------------------------------------------------------------------------------------------
 
 
-# -- Start and end -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=COMMANDS)
-def fresh(request, counts, tmp_path, run):
-    """The app under a server, on a database that was not there before its workers started."""
-    with serving(request.param, tmp_path) as workers:
-        run("seed.py")
-        yield workers
-
-
-def test_workers_that_start_at_once_on_a_new_database_agree_on_the_key(fresh):
-    token = fresh.log_in()
-    assert set(ask_all(fresh, lambda _: fresh.request(f"/courses?token={token}")[0])) == {200}
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_bad_setting_stops_the_start_with_its_line(name, tmp_path):
+    with contextlib.closing(Workers(name, tmp_path, THREADS="0")) as api:
+        assert api.wait() not in (0, None)
+        assert any("THREADS must be a whole number from 1 to 1000" in line for line in api.output)
 
 
 def test_sigterm_finishes_the_request_under_way(fresh):
@@ -290,11 +198,23 @@ def test_sigterm_finishes_the_request_under_way(fresh):
         f"POST /courses HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {fresh.log_in()}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
     )
-    with connect(fresh) as connection:
+    with connect(fresh.url) as connection:
         connection.sendall(head.encode())
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"  # so a worker has begun
-        fresh.process.send_signal(signal.SIGTERM)
+        fresh.process.terminate()
         fresh.wait_for(fresh.stops)
         connection.sendall(body)
         assert b" 201 Created\r\n" in read_all(connection)
     assert fresh.wait() == 0
+
+
+def test_after_an_upgrade_seed_py_brings_the_schema_up_to_date_while_the_workers_run(fresh, tmp_path, run):
+    bearer = {"Authorization": f"Bearer {fresh.log_in()}"}
+    with contextlib.closing(sqlite3.connect(tmp_path / "courses.db")) as database:  # as the release before left it
+        database.executescript(
+            "ALTER TABLE users DROP COLUMN read_only; DELETE FROM schema_migration WHERE name = '0003_roles';"
+        )
+    assert fresh.request("/courses/CSE115", **bearer)[0] == 200
+    assert ask(fresh.url, "POST", "/courses", NEW, bearer)[0] == 500
+    assert run("seed.py", "users").returncode == 0
+    assert fresh.request("/courses", "POST", NEW, **bearer)[0] == 201
