@@ -54,7 +54,7 @@ from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
-from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.task import ThreadedTaskDispatcher, WSGITask
 
 import models
 from models import Course, User, ValidationError, clean, read_setting
@@ -699,11 +699,7 @@ QUICK_PATH = re.compile(rf"({re.escape(URL_PREFIX)})?/courses/[^/]+")
 stopping = threading.Event()
 
 
-class Task:
-    """What waitress' tasks for a request and for a refusal share."""
-
-    environ = None
-
+class Task(WSGITask):
     def set_close_on_finish(self):
         """Close if the request asks for it; waitress would also close after a 204, which has no length."""
         asked = self.version == "1.0" or self.request.headers.get("CONNECTION", "").lower() == "close"
@@ -725,11 +721,9 @@ class Task:
             log.log(level, "%s %s %s %s %s %d bytes %.1f ms", *line)
 
 
-class AppTask(Task, WSGITask):
-    pass
+class RefusalTask(Task):
+    complete = True  # as waitress' own ErrorTask
 
-
-class RefusalTask(Task, ErrorTask):
     def execute(self):
         """Respond with JSON to a request that waitress refuses."""
         error = self.request.error
@@ -754,7 +748,7 @@ class Parser(HTTPRequestParser):
 
 
 class Channel(HTTPChannel):
-    task_class, error_task_class, parser_class = AppTask, RefusalTask, Parser
+    task_class, error_task_class, parser_class = Task, RefusalTask, Parser
 
     def handle_read(self):
         """Read; then answer here what the server has left to this thread."""

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import http.client
+import itertools
 import threading
 
 import pytest
@@ -28,30 +29,27 @@ def write(client, method, headers, **options):
     return send("/courses/CSE115", **body, headers=headers, **options)
 
 
-@pytest.mark.parametrize("path", READS)
-def test_an_etag_changes_with_the_body_and_only_then(client, path):
-    first = get_etag(client, path)
-    assert first.startswith('"') and first == get_etag(client, path)
+def test_an_etag_changes_with_the_body_and_only_then(client):
+    first = [get_etag(client, path) for path in READS]
+    assert first == [get_etag(client, path) for path in READS]
     client.patch_json("/courses/CSE115", {"name": "Basics"})
-    assert get_etag(client, path) != first
+    assert not {get_etag(client, path) for path in READS} & set(first)
     client.patch_json("/courses/CSE115", {"name": CSE115["name"]})
-    assert get_etag(client, path) == first
+    assert first == [get_etag(client, path) for path in READS]
 
 
-@pytest.mark.parametrize("path", READS)
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', '"other",W/{}', "*"])
-def test_what_the_client_has_is_not_sent_again(client, path, form):
-    etag = get_etag(client, path)
-    for method in ("GET", "HEAD"):
+def test_what_the_client_has_is_not_sent_again(client, form):
+    for path, method in itertools.product(READS, ("GET", "HEAD")):
+        etag = get_etag(client, path)
         response = client.request(path, method=method, headers={"If-None-Match": form.format(etag)}, status=304)
         assert (response.body, response.headers["ETag"]) == (b"", etag)
         assert response.headers["Cache-Control"] == "private, no-cache"
 
 
-@pytest.mark.parametrize("form", ['"other"', "", "{}x", "bare", '"*"'])
-def test_what_the_client_does_not_have_is_sent(client, form):
-    condition = form.format(get_etag(client).strip('"'))
-    client.get("/courses/CSE115", headers={"If-None-Match": condition}, status=200)
+def test_what_the_client_does_not_have_is_sent(client):
+    for condition in ('"other"', "", get_etag(client).strip('"'), "bare", '"*"'):
+        client.get("/courses/CSE115", headers={"If-None-Match": condition}, status=200)
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', "*"])
@@ -163,11 +161,11 @@ def test_a_page_of_an_allowed_origin_can_read(client, allow):
     assert headers["Vary"] == "Accept, Origin"
 
 
-@pytest.mark.parametrize("origin", ["https://a.example.evil", "http://a.example", "null", ""])
-def test_a_page_of_another_origin_cannot(client, allow, origin):
+def test_a_page_of_another_origin_cannot(client, allow):
     allow(ORIGIN)
-    headers = client.get("/courses/CSE115", headers={"Origin": origin}).headers
-    assert (cors(headers), headers["Vary"]) == ({}, "Accept, Origin")
+    for origin in ("https://a.example.evil", "http://a.example", "null", ""):
+        headers = client.get("/courses/CSE115", headers={"Origin": origin}).headers
+        assert (cors(headers), headers["Vary"]) == ({}, "Accept, Origin")
 
 
 def test_a_star_lets_every_page_read(client, allow):
@@ -188,11 +186,11 @@ def test_a_preflight_needs_no_token_and_allows_the_headers_it_asks_for(stranger,
     assert answered["Access-Control-Allow-Headers"] == (requested or "Authorization")
 
 
-@pytest.mark.parametrize(("path", "status"), [("/courses", 401), ("/nothing", 404), ("/login", 405)])
-def test_a_page_can_read_errors_too(stranger, allow, path, status):
+def test_a_page_can_read_errors_too(stranger, allow):
     allow(ORIGIN)
-    response = stranger.get(path, headers={"Origin": ORIGIN}, status=status)
-    assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+    for path, status in (("/courses", 401), ("/nothing", 404), ("/login", 405)):
+        response = stranger.get(path, headers={"Origin": ORIGIN}, status=status)
+        assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
 
 
 def test_the_setting_lists_the_origins(start):

@@ -50,12 +50,6 @@ def test_the_list_has_every_course_in_the_order_they_were_added(client):
     assert get_list(client) == [CSE115, CSE465, NEW | {"code": "AAA"}]
 
 
-def test_the_list_of_an_empty_catalogue_is_empty(client):
-    client.delete("/courses/CSE115")
-    client.delete("/courses/CSE465")
-    assert client.get("/courses").json == {"courses": []}
-
-
 def test_get_returns_one_course(client):
     assert get(client, "CSE115") == CSE115
 

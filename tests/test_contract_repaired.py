@@ -12,15 +12,6 @@ from test_contract_inherited import BOTH, CHANGE, CSE115, NEW, UNKNOWN, get, get
 import course_api
 import models
 
-BODY_ROUTES = [
-    ("POST", "/login"),
-    ("POST", "/courses"),
-    ("POST", "/courses/"),
-    ("PUT", "/courses/CSE115"),
-    ("PATCH", "/courses/CSE115"),
-]
-EVERY_BODY_ROUTE = pytest.mark.parametrize(("method", "path"), BODY_ROUTES)
-
 
 @pytest.mark.parametrize("method", ["get", "put_json", "patch_json"])
 def test_an_unknown_code_is_not_found(client, method):
@@ -80,13 +71,6 @@ def test_a_field_against_its_rule_is_refused_and_nothing_changes(client, change,
     assert get(client, "CSE115") == CSE115
 
 
-def test_fields_are_trimmed_and_otherwise_stored_unchanged(client):
-    sent = {"code": " " + "語" * 20 + "\t", "name": "\n" + "😀" * 120, "instructor": "\u3000" + "ñ \\'\"" * 24}
-    location = client.post_json("/courses", sent, status=201).headers["Location"]
-    course = client.get(location).json
-    assert {field: course[field] for field in sent} == {field: value.strip() for field, value in sent.items()}
-
-
 # -- Bodies ------------------------------------------------------------------------------------------------------------
 
 BAD_JSON = {
@@ -113,10 +97,29 @@ def test_a_body_that_is_not_json_is_refused(client, body):
     assert len(get_list(client)) == 2
 
 
-@EVERY_BODY_ROUTE
-def test_every_route_refuses_json_that_is_no_object(client, method, path):
+@pytest.mark.parametrize(
+    ("method", "path", "types"),
+    [
+        ("POST", "/login", "application/json or application/x-www-form-urlencoded"),
+        ("POST", "/courses", "application/json or text/csv"),
+        ("POST", "/courses/", "application/json or text/csv"),
+        ("PUT", "/courses/CSE115", "application/json"),
+        ("PATCH", "/courses/CSE115", "application/json"),
+    ],
+)
+def test_every_route_says_what_body_to_send(client, method, path, types):
+    def send(body, content_type, status, **headers):
+        headers = {"Content-Type": content_type} | headers
+        return client.request(path, method=method, body=body, headers=headers, status=status)
+
     for body in (b"null", b"5", b'"CSE225"', b"{", b"\xff"):
-        client.request(path, method=method, body=body, content_type="application/json", status=400)
+        send(body, "application/json", 400)
+    for content_type in ("", "text/plain", "application/jsonx", "multipart/form-data"):
+        response = send(json.dumps(NEW).encode(), content_type, 415)
+        check_error(response, f"send the header Content-Type: {types}, and the body in that form")
+    response = send(b"\x1f\x8b", "application/json", 415, **{"Content-Encoding": "gzip"})  # RFC 9110 §8.4
+    check_error(response, "send the body uncompressed, without Content-Encoding")
+    assert response.headers["Accept-Encoding"] == "identity"
     assert get(client, "CSE115") == CSE115
 
 
@@ -124,43 +127,14 @@ def test_json_may_begin_with_a_byte_order_mark(client):
     client.post("/courses", json.dumps(NEW).encode("utf-8-sig"), content_type="application/json", status=201)
 
 
-@EVERY_BODY_ROUTE
-def test_a_wrong_content_type_is_refused_with_the_header_to_send(client, method, path):
-    other = {"/login": " or application/x-www-form-urlencoded", "/courses/CSE115": ""}.get(path, " or text/csv")
-    for content_type in ("", "text/plain", "application/jsonx", "multipart/form-data"):
-        headers = {"Content-Type": content_type}
-        response = client.request(path, method=method, body=json.dumps(NEW).encode(), headers=headers, status=415)
-        wanted = f"send the header Content-Type: application/json{other}, and the body in that form"
-        check_error(response, wanted)
-
-
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
-def test_the_content_type_may_have_parameters_and_any_case(client, content_type):
-    client.post("/courses", json.dumps(NEW), content_type=content_type, status=201)
-
-
-@EVERY_BODY_ROUTE
-def test_a_compressed_body_is_refused(client, method, path):
-    """RFC 9110 §8.4 and §12.5.3"""
-    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    response = client.request(path, method=method, body=b"\x1f\x8b", headers=headers, status=415)
-    check_error(response, "send the body uncompressed, without Content-Encoding")
-    assert response.headers["Accept-Encoding"] == "identity"
-
-
-def test_a_body_that_is_too_large_is_refused(client):
-    body = b" " * (course_api.MAX_BODY + 1)
-    response = client.post("/courses", body, content_type="application/json", status=413)
-    check_error(response, "the body is larger than 16777216 bytes")
+def test_the_content_type_may_have_parameters_and_any_case(client):
+    client.post("/courses", json.dumps(NEW), content_type="Application/JSON; charset=utf-8", status=201)
 
 
 @pytest.mark.parametrize(
     ("changes", "status"),
-    [
-        ({}, 400),  # no length and no chunks: an empty body
-        ({"wsgi.input_terminated": True}, 201),  # the server decodes chunks
-        ({"CONTENT_LENGTH": "500"}, 400),
-    ],
+    [({}, 400), ({"wsgi.input_terminated": True}, 201), ({"CONTENT_LENGTH": "500"}, 400)],
+    ids=["no length and no chunks", "chunks that the server decodes", "a length larger than the body"],
 )
 def test_a_body_is_read_as_far_as_the_server_says(client, changes, status):
     request = webtest.TestRequest.blank("/courses", method="POST", body=json.dumps(NEW).encode())
@@ -174,10 +148,10 @@ def test_a_body_is_read_as_far_as_the_server_says(client, changes, status):
 # -- Paths and methods -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/course", "/courses/CSE115/x", "/login/", "//courses", "/courses/a%2Fb"])
-def test_an_unknown_path_is_not_found(client, path):
-    response = client.get(path, status=404)
-    check_error(response, response.json["error"])
+def test_an_unknown_path_is_not_found(client):
+    for path in ("/course", "/courses/CSE115/x", "/login/", "//courses", "/courses/a%2Fb"):
+        for method in ("GET", "POST", "OPTIONS"):
+            client.request(path, method=method, status=404)
 
 
 @pytest.mark.parametrize(
@@ -212,18 +186,11 @@ def test_options_lists_the_methods_and_needs_no_token(stranger, path, allowed):
     assert (response.body, response.headers["Allow"]) == (b"", allowed)
 
 
-def test_options_of_an_unknown_path_is_not_found(stranger):
-    stranger.options("/course", status=404)
-
-
-PAGES = ["/courses", "/courses?limit=1", "/courses/CSE115", "/health", "/openapi.yaml", "/docs"]
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_head_has_the_headers_of_get_and_no_body(client, path):
-    head, whole = client.head(path, status=200), client.get(path)
-    assert head.body == b""
-    assert dict(head.headers) == dict(whole.headers)
+def test_head_has_the_headers_of_get_and_no_body(client):
+    for path in ("/courses", "/courses?limit=1", "/courses/CSE115", "/health", "/openapi.yaml", "/docs"):
+        head, whole = client.head(path, status=200), client.get(path)
+        assert head.body == b""
+        assert dict(head.headers) == dict(whole.headers)
 
 
 @pytest.mark.parametrize("path", ["/courses/CSE115%FF", "/courses/%00", "/nowhere%C3"])
@@ -234,24 +201,15 @@ def test_a_path_that_is_no_text_is_refused(client, path):
     assert get(client, "CSE115") == CSE115
 
 
-@pytest.mark.parametrize("code", ["%0A", "CSE115%0A", "%20CSE115", "%25", "a" * 5000, "%F0%9F%98%80"])
-def test_an_odd_code_in_the_path_is_an_unknown_code(client, code):
-    check_error(client.get(f"/courses/{code}", status=404), UNKNOWN)
-    check_error(client.delete(f"/courses/{code}", status=400), UNKNOWN)
+def test_an_odd_code_in_the_path_is_an_unknown_code(client):
+    for code in ("%0A", "CSE115%0A", "%20CSE115", "%25", "a" * 5000, "%F0%9F%98%80"):
+        check_error(client.get(f"/courses/{code}", status=404), UNKNOWN)
+        check_error(client.delete(f"/courses/{code}", status=400), UNKNOWN)
 
 
 def test_the_list_and_post_take_a_slash_at_the_end(client):
     assert client.post_json("/courses/", NEW, status=201).headers["Location"] == "/courses/CSE225"
     assert client.get("/courses/").json == client.get("/courses").json
-
-
-def test_every_address_is_below_the_path_where_another_server_mounts_the_app(client):
-    client.extra_environ["SCRIPT_NAME"] = "/catalogue"
-    assert client.post_json("/courses", NEW).headers["Location"] == "/catalogue/courses/CSE225"
-    assert client.patch_json("/courses/CSE225", CHANGE).headers["Location"] == "/catalogue/courses/CSE225"
-    assert client.delete("/courses/CSE225").headers["Location"] == "/catalogue/courses/"
-    assert client.get("/").headers["Location"] == "/catalogue/docs"
-    assert client.get("/courses?limit=9").headers["Link"].startswith("</catalogue/courses?limit=9>")
 
 
 # -- Faults ------------------------------------------------------------------------------------------------------------
@@ -296,11 +254,3 @@ def test_a_database_that_is_not_available_is_a_503(client, monkeypatch, caplog, 
 
 def test_health_needs_no_token(stranger):
     assert stranger.get("/health", status=200).json == {"status": "ok"}
-
-
-def test_health_is_bad_without_the_courses(client):
-    models.database.execute_sql("ALTER TABLE courses RENAME TO away")
-    try:
-        check_error(client.get("/health", status=503), "the database is not available; try again soon")
-    finally:
-        models.database.execute_sql("ALTER TABLE away RENAME TO courses")

@@ -141,7 +141,6 @@ def test_as_many_rows_as_allowed_are_read_and_one_more_is_refused():
     ("row", "error"),
     [
         ("A,a,a,b", "there are more cells than columns; put quotes around a cell that has a separator"),
-        ("A,a\0,a", "name must be 1 to 120 characters, with no control characters"),
         ('A,"a\nb",a', "name must be 1 to 120 characters, with no control characters"),
         ("A,,a", "name must be 1 to 120 characters, with no control characters"),
         (" ,a,a", "course code must be provided"),
@@ -152,6 +151,11 @@ def test_a_bad_row_is_named_by_its_line(app, row, error):
     with pytest.raises(models.UploadError) as refused:
         models.Course.add_courses(rows, unit="line", dry_run=True)
     assert refused.value.rows == [(4, error)]
+
+
+def test_a_nul_is_refused(app):
+    with pytest.raises(models.ValidationError):  # by the csv module before Python 3.11, by the rule of the field after
+        models.Course.add_courses(models.read_csv(b"code,name,instructor\nA,a\0,a\n"))
 
 
 def test_what_make_csv_writes_read_csv_takes_back():

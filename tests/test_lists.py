@@ -41,67 +41,47 @@ def links(response):
 
 
 @pytest.mark.parametrize(
-    ("q", "found"),
+    ("searches", "found"),
     [
-        ("algorithms", ["6.006", "aas 200"]),
-        ("ALGORITHMS", ["6.006", "aas 200"]),
-        ("aas", ["AAS 100", "aas 200"]),
-        ("noether, e", ["MATH&151"]),
-        (" Geng ", ["AAS 100", "aas 200"]),
-        ("%", ["MATH&151"]),
-        ("_", ["AAS 100"]),
-        ("*", ["ÉCO 1"]),
-        ("[X]", ["ÉCO 1"]),
-        ("?", ["ÉCO 1"]),
-        ("&", ["MATH&151"]),
-        ("é", ["ÉCO 1"]),
-        ("ÉCONOMIE, SOUS-TITRE *[X]?", ["ÉCO 1"]),
-        ("é?", []),
-        ("!", []),
-        ("\\", []),
-        ("Calculus Noether", []),
+        (["algorithms", "ALGORITHMS"], ["6.006", "aas 200"]),
+        (["aas", " Geng "], ["AAS 100", "aas 200"]),
+        (["noether, e", "%", "&"], ["MATH&151"]),
+        (["_"], ["AAS 100"]),
+        (["*", "[X]", "?", "é", "ÉCONOMIE, SOUS-TITRE *[X]?"], ["ÉCO 1"]),
+        (["é?", "!", "\\", "Calculus Noether"], []),
     ],
 )
-def test_q_finds_a_part_of_any_field_in_any_case(catalogue, q, found):
-    query = urllib.parse.urlencode({"q": q})
-    assert codes(catalogue, query) == found
-    assert catalogue.get(f"/courses?{query}").headers["X-Total-Count"] == str(len(found))
+def test_q_finds_a_part_of_any_field_in_any_case(catalogue, searches, found):
+    for search in searches:
+        response = catalogue.get("/courses?" + urllib.parse.urlencode({"q": search}))
+        assert [course["code"] for course in response.json["courses"]] == found, search
+        assert response.headers["X-Total-Count"] == str(len(found))
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "found", "total"),
     [
-        ("instructor=Geng,+Zhe", ["AAS 100", "aas 200"]),
-        ("instructor=Geng", []),
-        ("instructor=Geng,+Zhe&q=night", ["aas 200"]),
-        ("limit=2", ["MATH&151", "6.006"]),
-        ("limit=2&offset=3", ["ÉCO 1", "aas 200"]),
-        ("limit=2&offset=5", []),
-        ("offset=3", ["ÉCO 1", "aas 200"]),
-        ("limit=1&offset=1&q=algo&sort=-code", ["6.006"]),
-        ("after=id:2:2&offset=4", ["AAS 100", "ÉCO 1", "aas 200"]),
+        ("", [course[0] for course in COURSES], 5),
+        ("instructor=Geng,+Zhe", ["AAS 100", "aas 200"], 2),
+        ("instructor=Geng", [], 0),
+        ("instructor=Geng,+Zhe&q=night", ["aas 200"], 1),
+        ("limit=2", ["MATH&151", "6.006"], 5),
+        ("limit=2&offset=3", ["ÉCO 1", "aas 200"], 5),
+        ("offset=5", [], 5),
+        ("limit=1&offset=1&q=algo&sort=-code", ["6.006"], 2),
     ],
 )
-def test_filters_and_pages_are_combined(catalogue, query, found):
-    first = catalogue.get("/courses").json["courses"][0]["id"]  # 1, but for the courses of other tests
-    query = query.replace("id:2:2", f"id:{first + 1}:{first + 1}")
+def test_filters_and_pages_are_combined(catalogue, query, found, total):
     assert codes(catalogue, query) == found
+    assert catalogue.get(f"/courses?{query}").headers["X-Total-Count"] == str(total)
 
 
-@pytest.mark.parametrize("field", ["id", "code", "name", "instructor"])
-def test_sort_is_by_a_field_and_then_by_id(catalogue, field):
+def test_sort_is_by_a_field_and_then_by_id(catalogue):
     everything = catalogue.get("/courses").json["courses"]
-    ascending = sorted(everything, key=lambda course: (course[field], course["id"]))
-    assert catalogue.get(f"/courses?sort={field}").json["courses"] == ascending
-    assert catalogue.get(f"/courses?sort=-{field}").json["courses"] == ascending[::-1]
-
-
-@pytest.mark.parametrize(
-    ("query", "total"),
-    [("", 5), ("?limit=1", 5), ("?offset=4", 5), ("?q=algo", 2), ("?q=algo&limit=1", 2), ("?q=algo&offset=2", 2)],
-)
-def test_the_total_counts_the_courses_of_all_pages(catalogue, query, total):
-    assert catalogue.get(f"/courses{query}").headers["X-Total-Count"] == str(total)
+    for field in ("id", "code", "name", "instructor"):
+        ascending = sorted(everything, key=lambda course: (course[field], course["id"]))
+        assert catalogue.get(f"/courses?sort={field}").json["courses"] == ascending
+        assert catalogue.get(f"/courses?sort=-{field}").json["courses"] == ascending[::-1]
 
 
 # -- What a query may hold ---------------------------------------------------------------------------------------------
@@ -131,37 +111,31 @@ def test_a_bad_query_is_refused_with_the_rule(client, error, queries):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "use"),
+    ("methods", "path", "use"),
     [
         ("GET", "/courses/", f"use {LIST}"),
         ("POST", "/courses", "use update"),
         ("POST", "/courses/", "use update"),
-        ("GET", "/courses/CSE115", "this path takes none but token"),
-        ("PUT", "/courses/CSE115", "this path takes none but token"),
-        ("PATCH", "/courses/CSE115", "this path takes none but token"),
-        ("DELETE", "/courses/CSE115", "this path takes none but token"),
+        ("GET PUT PATCH DELETE", "/courses/CSE115", "this path takes none but token"),
     ],
 )
-def test_an_unknown_parameter_is_refused_on_every_route(client, method, path, use):
+def test_an_unknown_parameter_is_refused_on_every_route(client, methods, path, use):
     before = client.get("/courses").json
-    response = client.request(f"{path}?page=2", method=method, body=json.dumps(NEW).encode(), status=400)
-    check_error(response, f"there is no parameter page; {use}")
+    for method in methods.split():
+        response = client.request(f"{path}?page=2", method=method, body=json.dumps(NEW).encode(), status=400)
+        check_error(response, f"there is no parameter page; {use}")
     assert client.get("/courses").json == before
 
 
-@pytest.mark.parametrize("name", course_api.LIST_PARAMETERS)
-def test_a_blank_parameter_counts_as_not_given(client, name):
-    for blank in ("", "%20+"):
-        response = client.get(f"/courses?{name}={blank}")
-        assert response.json == client.get("/courses").json
-        assert "Link" not in response.headers
+def test_a_blank_parameter_counts_as_not_given(client):
+    for name in course_api.LIST_PARAMETERS:
+        for blank in ("", "%20+"):
+            response = client.get(f"/courses?{name}={blank}")
+            assert response.json == client.get("/courses").json
+            assert "Link" not in response.headers
 
 
 # -- Pages -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_list_without_a_limit_has_no_links(catalogue):
-    assert "Link" not in catalogue.get("/courses?sort=name").headers
 
 
 def test_the_links_lead_from_page_to_page_and_keep_the_other_parameters(catalogue):
@@ -247,23 +221,15 @@ def test_a_page_of_csv_has_the_courses_and_the_headers_of_one_of_json(catalogue)
 
 
 @pytest.mark.parametrize(
-    ("accept", "content_type"),
+    ("content_type", "accepts"),
     [
-        ("", "application/json"),
-        ("*/*", "application/json"),
-        ("text/html, */*;q=0.8", "application/json"),
-        ("application/json, text/csv", "application/json"),
-        ("application/json, text/csv;q=0.5", "application/json"),
-        ("text/csv;q=0", "application/json"),
-        ("text/csv-schema", "application/json"),
-        ("text/csv", "text/csv"),
-        ("text/*", "text/csv"),
-        ("text/csv, */*;q=0.1", "text/csv"),
-        ("TEXT/CSV; header=present", "text/csv"),
-        ("application/json;q=0.1, text/csv; header=present; q=0.2", "text/csv"),
-        (", ;q=1,,text/csv;;q", "text/csv"),
+        ("application/json", ["", "*/*", "text/html, */*;q=0.8", "application/json, text/csv", "text/csv;q=0"]),
+        ("application/json", ["application/json, text/csv;q=0.5", "text/csv-schema", "text/csv;q=0.1, */*;q=0.2"]),
+        ("text/csv", ["text/csv", "text/*", "text/csv, */*;q=0.1", "TEXT/CSV; header=present"]),
+        ("text/csv", ["application/json;q=0.1, text/csv; header=present; q=0.2", ", ;q=1,,text/csv;;q"]),
     ],
 )
-def test_accept_is_weighed(catalogue, accept, content_type):
-    response = catalogue.get("/courses", headers={"Accept": accept})
-    assert (response.content_type, response.headers["Vary"]) == (content_type, "Accept")
+def test_accept_is_weighed(client, content_type, accepts):
+    for accept in accepts:
+        response = client.get("/courses", headers={"Accept": accept})
+        assert (response.content_type, response.headers["Vary"]) == (content_type, "Accept"), accept

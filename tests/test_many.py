@@ -29,12 +29,6 @@ def test_a_json_array_adds_each_of_its_courses(client, wrap):
     assert get_list(client) == [CSE115, CSE465, *TWO]
 
 
-def test_csv_adds_each_of_its_rows(client):
-    text = HEADER + 'CSE225,Data structures,Ada Lovelace\r\nAAS 100,"Intro ""A""","Geng, Zhe"'
-    assert post_csv(client, text).json == {"created": 2}
-    assert get(client, "AAS%20100") == {"code": "AAS 100", "name": 'Intro "A"', "instructor": "Geng, Zhe"}
-
-
 @pytest.mark.parametrize(
     ("charset", "encoding"),
     [
@@ -108,14 +102,6 @@ def test_of_many_bad_rows_the_first_hundred_are_named(client):
 def test_an_upload_of_nothing_adds_nothing(client):
     assert client.post_json("/courses", [], status=201).json == {"created": 0}
     assert post_csv(client, HEADER).json == {"created": 0}
-
-
-def test_a_write_that_fails_half_way_stores_nothing(client, monkeypatch):
-    monkeypatch.setattr(models, "BATCH", 2)
-    rows = [NEW | {"code": f"C{number}"} for number in range(7)]
-    assert client.post_json("/courses", [*rows, CSE465], status=409).json["rows"][0]["row"] == 8
-    assert codes(client) == ["CSE115", "CSE465"]
-    assert client.post_json("/courses", rows, status=201).json == {"created": 7}
 
 
 def test_more_rows_than_the_limit_are_refused(client):

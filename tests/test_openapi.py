@@ -41,15 +41,14 @@ def test_courses_with_a_slash_is_only_an_alias():
     assert find("GET", "/courses/") == OPERATIONS["get", "/courses"]
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
-def test_it_says_what_a_route_asks_of_its_clients(route):
-    operation, config = OPERATIONS[route], ROUTES[route]
-    protected = not config.get("public")
-    assert (operation.get("security") == []) != protected
-    assert ("401" in operation["responses"]) == protected
-    assert ("403" in operation["responses"]) == (protected and route[0] != "get")
-    described = {item["name"] for item in operation.get("parameters", ()) if item["in"] == "query"}
-    assert described == set(config.get("parameters", ()))
+def test_it_says_which_routes_are_public_and_has_every_parameter():
+    for route, config in ROUTES.items():
+        operation, protected = OPERATIONS[route], not config.get("public")
+        assert (operation.get("security") == []) != protected
+        assert ("401" in operation["responses"]) == protected
+        assert ("403" in operation["responses"]) == (protected and route[0] != "get")
+        described = {item["name"] for item in operation.get("parameters", ()) if item["in"] == "query"}
+        assert described == set(config.get("parameters", ()))
 
 
 def test_it_names_the_limits_of_the_code():
@@ -118,10 +117,10 @@ def test_its_examples_are_true(client, method_and_path):
                 assert without_ids(body) == without_ids(value)
 
 
-@pytest.mark.parametrize("name", ["q", "instructor", "sort", "limit", "offset"])
-def test_the_examples_of_the_parameters_find_something(client, name):
-    (item,) = [item for item in PATHS["/courses"]["get"]["parameters"] if item["name"] == name]
-    assert client.get("/courses", {name: item["schema"]["examples"][0]}).json["courses"]
+def test_the_examples_of_the_parameters_find_something(client):
+    for item in PATHS["/courses"]["get"]["parameters"]:
+        for example in item["schema"].get("examples", ()):
+            assert client.get("/courses", {item["name"]: example}).json["courses"]
 
 
 def test_the_examples_of_errors_are_true(client, stranger, monkeypatch):

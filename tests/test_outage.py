@@ -128,6 +128,14 @@ def served(url, run, start):
     return api, api.log_in()
 
 
+def test_processes_that_start_at_once_on_a_new_database_agree_on_the_key(url, run, start):
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        apis = list(threads.map(lambda _: start(DATABASE_URL=url), range(4)))
+    assert run("seed.py", DATABASE_URL=url).returncode == 0
+    token = apis[0].log_in()
+    assert [api.request(f"/courses?token={token}")[0] for api in apis] == [200] * 4
+
+
 def test_connections_that_the_server_has_closed_are_not_used(served, url):
     api, token = served
     assert ask_at_once(api, token) == [200] * 24

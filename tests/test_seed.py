@@ -415,7 +415,7 @@ DAMAGE = {
     "empty": lambda path: path.write_bytes(b""),
     "no database": lambda path: path.write_bytes(b"code,name,instructor\r\n" * 1000),
     "cut short": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "damaged inside": lambda path: path.write_bytes(path.read_bytes()[:-4096] + b"\xa5" * 4096),
+    "damaged inside": lambda path: path.write_bytes(path.read_bytes()[:4096] + b"\xa5" * 40960),
     "without users": lambda path: execute(path, "DROP TABLE users"),
     "of a newer version": lambda path: execute(path, LATER),
 }

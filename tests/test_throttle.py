@@ -1,18 +1,16 @@
 """The login limit: whoever fails too often has to wait, and nobody else does."""
 
 import concurrent.futures
-import logging
+import itertools
 import os
 import time
 
-import argon2
 import bottle
 import limits
 import pytest
 from description import check_error
 
 import course_api
-import models
 
 RIGHT = {"username": "faisal", "password": "faisal"}
 WRONG = RIGHT | {"password": "wrong"}
@@ -95,58 +93,28 @@ def test_too_many_logins_at_once_are_told_to_come_back(stranger, monkeypatch):
     log_in(stranger, status=200)
 
 
-def test_an_unknown_user_cannot_be_told_from_a_known_one(stranger, monkeypatch):
-    """Neither by the response nor by the time it takes: another hash is checked instead, at the same cost."""
-    costs = {"faisal": [], "nobody": []}
-
-    class Hasher(argon2.PasswordHasher):
-        def verify(self, hashed, password):
-            costs[username].append(argon2.extract_parameters(hashed))
-            return super().verify(hashed, password)
-
-    monkeypatch.setattr(models, "HASHER", Hasher())
-    for username in costs:
-        response = log_in(stranger, WRONG | {"username": username}, status=400)
-        check_error(response, "username or password is not correct")
-    assert costs["faisal"] == costs["nobody"] != []
-
-
 # -- The address behind a proxy ----------------------------------------------------------------------------------------
 
 PROXY = "192.0.2.80"
 
 
 @pytest.mark.parametrize(
-    ("forwarded", "address"),
+    ("address", "forms"),
     [
-        ("198.51.100.7", "198.51.100.7"),
-        ("198.51.100.7:40001", "198.51.100.7"),
-        ('"198.51.100.7:40001"', "198.51.100.7"),
-        ("2001:db8::1", "2001:db8::1"),
-        ("[2001:db8::1]", "2001:db8::1"),
-        ("[2001:db8::1]:40001", "2001:db8::1"),
-        ('"[2001:DB8:0::1]:40001"', "2001:db8::1"),
-        ("203.0.113.9, 198.51.100.7", "198.51.100.7"),  # the client itself can send what stands before
-        ("203.0.113.9,\t198.51.100.7 ", "198.51.100.7"),
-        ("203.0.113.9, unknown", PROXY),
-        ("203.0.113.9, ", PROXY),
-        ("", PROXY),
-        ("198.51.100.7:port", PROXY),
-        ("999.1.1.1", PROXY),
-        ("[2001:db8::1", PROXY),
-        ("2001:db8::1]:40001", PROXY),
-        ("[198.51.100.7]x", PROXY),
-        ("cafe", PROXY),
-        ("_hidden:1", PROXY),
+        ("198.51.100.7", ["198.51.100.7", "198.51.100.7:40001", '"198.51.100.7:40001"']),
+        ("198.51.100.7", ["203.0.113.9, 198.51.100.7", "rubbish,\t198.51.100.7:1 "]),  # the client can send the first
+        ("2001:db8::1", ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:40001", '"[2001:DB8:0::1]:40001"']),
+        (PROXY, ["", "203.0.113.9, ", "203.0.113.9, unknown", "cafe", "_hidden:1", "999.1.1.1", "198.51.100.7:port"]),
+        (PROXY, ["[2001:db8::1", "2001:db8::1]:40001", "[198.51.100.7]x"]),
     ],
 )
-def test_the_trusted_proxy_names_the_client_in_any_form(monkeypatch, forwarded, address):
-    for trusted in (PROXY, "*"):
+def test_the_trusted_proxy_names_the_client_in_any_form(monkeypatch, address, forms):
+    for trusted, forwarded in itertools.product((PROXY, "*"), forms):
         monkeypatch.setattr(course_api, "trusted_proxy", trusted)
         environ = {"REMOTE_ADDR": PROXY, "HTTP_X_FORWARDED_FOR": forwarded}
         bottle.request.bind(environ)
         course_api.trust_proxy()
-        assert environ["REMOTE_ADDR"] == address
+        assert environ["REMOTE_ADDR"] == address, forwarded
 
 
 def test_nobody_else_can_name_the_client(monkeypatch):
@@ -200,15 +168,3 @@ def test_processes_that_share_a_redis_count_together(run, start):
     assert statuses == [400] * 5 + [429]
     assert one.request("/login", "POST", RIGHT)[0] == 429
     storage.reset()
-
-
-def test_without_its_storage_there_is_no_login_and_everything_else_goes_on(stranger, monkeypatch, caplog):
-    def refuse(*_):
-        raise limits.errors.StorageError(ConnectionError("refused by redis://secret"))
-
-    monkeypatch.setattr(course_api.throttle, "test", refuse)
-    response = log_in(stranger, status=503)
-    check_error(response, "the login limit's storage is not available; try again soon")
-    assert response.headers["Retry-After"] == "1"
-    assert [record.levelno for record in caplog.records] == [logging.ERROR] and "Traceback" not in caplog.text
-    stranger.get("/health", status=200)

@@ -33,26 +33,23 @@ import traceback
 from types import SimpleNamespace
 from typing import NamedTuple
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+import conftest
 from servers import ROOT, Postgres, find_ports, nginx, wait_until
 
-SETTINGS = {"HOST": "127.0.0.1", "PORT": "0", "TOKEN_SECONDS": "100000", "LOGIN_LIMIT": "1000000/minute"}
+import course_api
+
+SETTINGS = {"TOKEN_SECONDS": "100000", "LOGIN_LIMIT": "1000000/minute"}
 ONE, PAGE = "/courses/CSE115", "/courses?limit=50&sort=-name"
 
 # -- The server and its clients ----------------------------------------------------------------------------------------
 
 
-def start(folder, program, *arguments, url=None, port=0):
-    """Start one of the programs on the database in a folder, or on that of a database server."""
-    environment = {**os.environ, **SETTINGS, "DATABASE_URL": url or f"sqlite:///{folder}/courses.db", "PORT": str(port)}
-    command = [sys.executable, ROOT / program, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def run_seed(folder, *arguments, **options):
-    """Run seed.py to its end."""
-    with start(folder, "seed.py", *arguments, **options) as process:
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+def run_seed(folder, *arguments, url=""):
+    """Run seed.py to its end, on the database in a folder or at a URL."""
+    environment = os.environ | {"DATABASE_URL": url or f"sqlite:///{folder}/courses.db"}
+    command = [sys.executable, ROOT / "seed.py", *arguments]
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=60)
 
 
 class Answer(NamedTuple):
@@ -63,25 +60,12 @@ class Answer(NamedTuple):
     body: bytes = b""
 
 
-class Server:
+class Server(conftest.Server):
     """`python course_api.py` in a process of its own, with what it has answered."""
 
-    def __init__(self, folder, **options):
-        self.process = start(folder, "course_api.py", **options)
-        self.output = collections.deque(maxlen=100)  # its last lines, without the access log
-        self.answers, self.address, self.token = [], None, ""
-        while not self.address:
-            line = self.process.stdout.readline()
-            self.output.append(line)
-            assert line, f"the server did not start: {''.join(self.output)}"
-            found = re.search(r"Serving .* on http://([\d.]+:\d+)", line)
-            self.address = found and found[1]
-        threading.Thread(target=self.drain, daemon=True).start()
-        self.token = Client(self).ask("POST", "/login", {"username": "faisal", "password": "faisal"}).body.decode()
-        self.answers.clear()
-
-    def drain(self):
-        self.output.extend(line for line in self.process.stdout if not line.endswith(" ms\n"))
+    def __init__(self, folder, url="", **settings):
+        super().__init__(folder, DATABASE_URL=url or f"sqlite:///{folder}/courses.db", **SETTINGS, **settings)
+        self.address, self.answers, self.token = self.url.removeprefix("http://"), [], self.log_in()
 
     def statuses(self, *methods):
         """Return how often each status was answered to these methods."""
@@ -97,21 +81,15 @@ class Server:
     def end(self, number=signal.SIGKILL):
         """Send a signal; return the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.wait()
 
 
 @contextlib.contextmanager
 def serving(folder, **options):
     """Run a server for the block; raise AssertionError if its log has a traceback."""
-    server = Server(folder, **options)
-    try:
+    with contextlib.closing(Server(folder, **options)) as server:
         yield server
-        assert not any("Traceback" in line for line in server.output), "there is a traceback in the log"
-    except Exception:
-        print("The server's last lines:", *server.output, sep="\n", file=sys.stderr)
-        raise
-    finally:
-        server.end()
+        assert not any("Traceback" in line for line in server.output), "\n".join(server.output[-100:])
 
 
 @contextlib.contextmanager
@@ -134,9 +112,7 @@ class Client:
     def __init__(self, server):
         self.server = server
         self.connection = http.client.HTTPConnection(server.address, timeout=60)
-        self.headers = {"Content-Type": "application/json"}
-        if server.token:
-            self.headers["Authorization"] = f"Bearer {server.token}"
+        self.headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.token}"}
 
     def send(self, method, path, body=None, headers=()):
         self.begin = time.monotonic()
@@ -159,6 +135,10 @@ class Client:
         answer = self.ask("GET", path)
         assert answer.status == 200, answer
         return answer.body
+
+    def read_all(self):
+        """Return all courses as dicts."""
+        return json.loads(self.read("/courses"))["courses"]
 
 
 @contextlib.contextmanager
@@ -258,7 +238,7 @@ def kill(folder):
                 server.end()
             total += len(server.answers)
         with serving(folder) as server:
-            ledger.compare(json.loads(Client(server).read("/courses"))["courses"])
+            ledger.compare(Client(server).read_all())
             ledger.compare(read_courses(folder / "courses.db"))
     return f"{rounds} rounds, {total:,} acknowledged writes, 0 lost"
 
@@ -272,7 +252,6 @@ def term(folder):
     not have been carried out.
     """
     rounds, ledger, ends, exits, signalled = 10, Ledger(), [], [], threading.Event()
-    linger = float(re.search(r"^LINGER_SECONDS = ([\d.]+)", (ROOT / "course_api.py").read_text(), re.MULTILINE)[1])
 
     def ask(client, *request):
         """Return the Answer, or None; keep how the request ended."""
@@ -295,7 +274,7 @@ def term(folder):
         with contextlib.suppress(ConnectionRefusedError):  # the server no longer listens
             for turn in itertools.count(number):
                 if number >= 16 and signalled.wait(random.uniform(0, 2)):
-                    time.sleep(linger + random.uniform(0, 0.03))
+                    time.sleep(course_api.LINGER_SECONDS + random.uniform(0, 0.03))
                 if turn % 2:
                     ledger.write(number, lambda *request: ask(client, *request))
                 else:
@@ -438,21 +417,6 @@ def logins(folder):
     return f"{' without, '.join(seen)} with logins, which were answered {answers}"
 
 
-def backup(folder):
-    """`seed.py backup` while 4 clients write"""
-    rounds, ledger, slowest = 5, Ledger(), 0
-    run_seed(folder, "random", "20000")
-    with serving(folder) as server:
-        with threads(4, lambda writer, stop: ledger.write_until(stop, writer, Client(server))):
-            for number in range(rounds):
-                time.sleep(1)
-                before, begin = dict(ledger.acknowledged), time.monotonic()
-                run_seed(folder, "backup", folder / f"copy{number}.db")
-                slowest = max(slowest, time.monotonic() - begin)
-                ledger.compare(read_courses(folder / f"copy{number}.db"), before)
-        return f"{rounds} copies beside {len(server.answers):,} writes, each copy whole, slowest {slowest:.1f} s"
-
-
 def disk(folder):
     """The disk is full, and then it is not"""
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder]
@@ -540,7 +504,7 @@ def outage(folder):
                     pass
                 returns.append(time.monotonic() - begin)
         # Not compare(): a write whose connection broke is answered 503, and may be stored all the same.
-        ledger.look_for_lost(json.loads(client.read("/courses"))["courses"])
+        ledger.look_for_lost(client.read_all())
         refused = [answer.seconds for answer in server.answers if answer.status == 503]
         seen = f"{len(refused):,} of {len(server.answers):,} requests answered 503, within {max(refused):.2f} s; "
         seen += (
@@ -551,59 +515,58 @@ def outage(folder):
 
 
 def restore(folder):
-    """`seed.py restore` while 8 clients read and write, and over the journal that a killed server left behind"""
+    """`seed.py backup` and `restore` while 8 clients write, and a restore over the journal of a killed server"""
     rounds, file, numbers = 20, folder / "courses.db", itertools.count()
 
     def work(_, stop):
-        """Read, and add one course after the other; return the time each was sent and acknowledged, and its code."""
+        """Add one course after the other; return when each was sent and when acknowledged, and its code."""
         client, added = Client(server), []
-        while not stop.is_set():
-            code, begin = f"R{next(numbers)}", time.monotonic()
-            answer = client.ask("POST", "/courses", {"code": code, "name": "Later", "instructor": ""})
-            assert answer.status == 201, answer
-            added.append((begin, time.monotonic(), code))
-            client.read(ONE)
-            client.read(PAGE)
+        with contextlib.suppress(OSError, http.client.HTTPException):  # the server is killed at last
+            while not stop.is_set():
+                code, begin = f"R{next(numbers)}", time.monotonic()
+                answer = client.ask("POST", "/courses", {"code": code, "name": "Later", "instructor": ""})
+                assert answer.status == 201, answer
+                added.append((begin, time.monotonic(), code))
+                client.read(PAGE)
         return added
 
-    def work_until_killed(*arguments):
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            work(*arguments)
-
-    def back_up_and_fill(copy, number):
-        run_seed(folder, "backup", copy)
-        run_seed(folder, "random", "3000", "--seed", str(number))
-        return {course["code"]: course["name"] for course in read_courses(copy)}
+    def codes(courses):
+        return {course["code"] for course in courses}
 
     with serving(folder) as server:
         for number in range(rounds):
-            expected = back_up_and_fill(folder / f"copy{number}.db", number)
-            with threads(8, work) as writers:
+            copy = folder / f"copy{number}.db"
+            with threads(8, work) as before:
+                begin_backup = time.monotonic()
+                run_seed(folder, "backup", copy)
+            expected = codes(read_courses(copy))
+            assert expected >= {code for part in before for _, end, code in part if end < begin_backup}
+            run_seed(folder, "random", "3000", "--seed", str(number + 2))
+            with threads(8, work) as after:
                 wait_for_answers(server, 100)
                 begin = time.monotonic()
-                run_seed(folder, "restore", folder / f"copy{number}.db")
+                run_seed(folder, "restore", copy)
                 end = time.monotonic()
                 wait_for_answers(server, 100)
-            stored = {course["code"]: course["name"] for course in read_courses(file)}
-            served = json.loads(Client(server).read("/courses"))["courses"]
-            assert stored == {course["code"]: course["name"] for course in served}
-            for added in writers:
-                assert not any(code in stored for _, acknowledged, code in added if acknowledged < begin)
-                assert all(code in stored for begun, _, code in added if begun > end)
-                kept = [code in stored for *_, code in added]
-                assert kept == sorted(kept), "a write was undone that follows one that was kept"
-                expected |= {code: "Later" for *_, code in added if code in stored}
-            assert stored == expected
-        total = len(server.answers)
-    with serving(folder) as server:
-        expected = back_up_and_fill(folder / "last.db", rounds)
-        with threads(8, work_until_killed):
+            stored = codes(read_courses(file))
+            assert stored == codes(Client(server).read_all())
+            for part in after:
+                assert not stored & {code for _, acknowledged, code in part if acknowledged < begin}
+                assert stored >= {code for begun, _, code in part if begun > end}
+                kept = [code in stored for *_, code in part]
+                assert kept == sorted(kept), "a write is lost that was acknowledged after one that is kept"
+            assert stored == expected | (stored & {code for part in after for *_, code in part})
+        assert server.statuses("GET", "POST").keys() == {200, 201}
+        with threads(8, work):
             wait_for_answers(server, 100)
             server.end()
-    assert os.path.getsize(f"{file}-wal") > 0
-    run_seed(folder, "restore", folder / "last.db")
-    assert {course["code"]: course["name"] for course in read_courses(file)} == expected
-    return f"{rounds} rounds, {total:,} requests, each answered; 1 restore over a journal; each as the backup, whole"
+        assert os.path.getsize(f"{file}-wal") > 0
+        run_seed(folder, "restore", copy)
+        assert codes(read_courses(file)) == expected
+        return (
+            f"{rounds} rounds beside {len(server.answers):,} requests, none failed; each brought back the whole "
+            "backup and kept what was acknowledged afterwards; so did a restore over a journal"
+        )
 
 
 def rolling(folder, rounds=10):
@@ -624,16 +587,16 @@ def rolling(folder, rounds=10):
                 client.connection.close()
 
     with own_postgres(folder) as postgres, nginx(folder, ports) as url, contextlib.ExitStack() as stack:
-        copies = {port: Server(folder, url=postgres.url, port=port) for port in ports}
-        stack.callback(lambda: [copy.end() for copy in copies.values()])
+        copies = {port: Server(folder, postgres.url, PORT=str(port)) for port in ports}
+        stack.callback(lambda: [copy.close() for copy in copies.values()])
         for number in (signal.SIGKILL, signal.SIGTERM):
             proxy = SimpleNamespace(address=url.removeprefix("http://"), token=copies[ports[0]].token, answers=[])
             with threads(6, work):
                 for port in ports * rounds:
                     wait_for_answers(proxy, 100)
                     assert copies[port].end(number) == (0 if number == signal.SIGTERM else -number)
-                    copies[port] = Server(folder, url=postgres.url, port=port)
-            ledger.look_for_lost(json.loads(Client(proxy).read("/courses"))["courses"])
+                    copies[port] = Server(folder, postgres.url, PORT=str(port))
+            ledger.look_for_lost(Client(proxy).read_all())
             failed = collections.Counter(answer.method for answer in proxy.answers if answer.status == 503)
             seen[number] = f"{len(proxy.answers):,} requests, of which failed: {dict(failed) or 'none'}"
             assert number == signal.SIGKILL or not failed, seen[number]
@@ -643,7 +606,7 @@ def rolling(folder, rounds=10):
     )
 
 
-PARTS = (kill, term, mixed, connections, memory, logins, backup, restore, disk, locked, outage, rolling)
+PARTS = (kill, term, mixed, connections, memory, logins, restore, disk, locked, outage, rolling)
 
 
 def main():
