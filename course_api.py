@@ -651,7 +651,7 @@ FILES = {  # of each path: the folder, the name, the media type
     "/openapi.yaml": (f"{HERE}/docs", "openapi.yaml", "application/yaml"),  # RFC 9512
 }
 DOCS_POLICY = (  # Content Security Policy, level 3; the hash is of the script in index.html
-    "default-src 'none'; script-src 'self' 'sha256-A5c7RtXDQjZIRKNTEdspnbE1Stp2LBrF3HFkEl8X9jY='; style-src 'self'; "
+    "default-src 'none'; script-src 'self' 'sha256-hZGEg+vp3xPZVTckI9g7si6tuJCXj33kyvSU7zB6xig='; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
