@@ -224,7 +224,7 @@ PARAMETERS = {  # of all queries: the kind of value of each, and its rule in wor
     "limit": (Annotated[int, Meta(ge=1, le=1000)], "a whole number from 1 to 1000"),
     "offset": (Annotated[int, Meta(ge=0, le=10**12)], "a whole number, 0 or more"),
     "after": (CURSOR, "copied from the link to the next page"),
-    "update": (bool, "true or false"),
+    "update": (Annotated[str, Meta(pattern="^(?i:true|false)$")], "true or false"),
 }
 LIST_PARAMETERS = ("q", "instructor", "sort", "limit", "offset", "after")
 
@@ -494,7 +494,6 @@ def log_in():
 UNKNOWN_CODE = "Course code is not found in the courses"
 CHANGED = "the course has changed; GET it again, and send its new ETag in If-Match"
 EXISTS = "the course exists, and If-None-Match names it; leave out that header to change it"
-BOTH = "Course name and instructor's name must be provided"
 EITHER = "Course name or instructor's name must be provided"
 
 
@@ -586,9 +585,10 @@ def get_course(code):
 
 
 @app.post(["/courses", "/courses/"], parameters=["update"])
-def add_courses(update=False):
+def add_courses(update="false"):
     """Add one course, or many, all or none, from a JSON array or CSV; with `update`, change those that exist."""
     content_type, body = read_body(JSON, CSV)
+    update = update.lower() == "true"
     if content_type == CSV:
         _, _, charset = request.content_type.partition("charset=")
         rows, unit = models.read_csv(body, charset.partition(";")[0].strip(' "'), MAX_ROWS), "line"
@@ -608,14 +608,12 @@ def add_courses(update=False):
 
 def add_course(document):
     """Add one course, a JSON object."""
-    course = clean_fields(document, *models.FIELDS)
-    abort_unless("code" in course, models.CODE_MISSING)
-    abort_unless("name" in course and "instructor" in course, BOTH)
+    code, name, instructor = models.check_row(document)
     try:
-        Course.add_course(**course)
+        Course.add_course(code, instructor, name)
     except peewee.IntegrityError:
-        raise HTTPError(409, f"Course code {course['code']} is in the courses already") from None
-    return empty_response(201, f"/courses/{course['code']}")
+        raise HTTPError(409, f"Course code {code} is in the courses already") from None
+    return empty_response(201, f"/courses/{code}")
 
 
 @app.route("/courses/<code>", method=["PUT", "PATCH"])
@@ -624,7 +622,7 @@ def update_course(code):
     _, body = read_body(JSON)
     change = clean_fields(decode_json(body), "name", "instructor")
     abort_unless(change or request.method == "PUT", EITHER)
-    abort_unless(len(change) == 2 or request.method == "PATCH", BOTH)
+    abort_unless(len(change) == 2 or request.method == "PATCH", models.NAMES_MISSING)
     old = check_conditions(code)
     if not Course.update_course(code, old=old, **change):
         raise HTTPError(412, CHANGED) if old else HTTPError(404, UNKNOWN_CODE)

@@ -15,6 +15,7 @@ import contextlib
 import csv
 import functools
 import getpass
+import glob
 import io
 import itertools
 import logging
@@ -133,7 +134,7 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     "like": ("LIKE", "ILIKE", ""),  # finds ASCII text in any case, if there is such an operator
     "match": ("GLOB", "~", "REGEXP"),  # finds a pattern
     "any_text": ("*", "", ""),  # at either end of such a pattern
-    "special": ("*?[", r".*+?|(){}[\$", r".*+?|(){}[\$"),  # characters that stand for themselves only in brackets
+    "escape": (glob.escape, re.escape, re.escape),  # lets a character stand for itself in such a pattern
     "reads_by_id": (True, False, False),  # whether a whole table comes in the order of its ids
     "upsert": (UPSERT, UPSERT, "ON DUPLICATE KEY UPDATE name = VALUES(name), instructor = VALUES(instructor)"),
     "collation": (None, '"C"', "utf8mb4_nopad_bin"),  # compares text by code points, as SQLite does anyway
@@ -265,6 +266,7 @@ RULES = {  # the pattern of each field, and its rule in words
     "password": (r"[^\ud800-\udfff]{1,1024}", "1 to 1024 characters, with no surrogates"),
 }
 CODE_MISSING = "course code must be provided"
+NAMES_MISSING = "Course name and instructor's name must be provided"
 
 
 class ValidationError(ValueError):
@@ -488,7 +490,7 @@ def make_conditions(q, instructor):
         search, pattern = f"{dialect.like} %s ESCAPE '!'", "%" + re.sub(r"([!%_])", r"!\1", q) + "%"
     else:
         cases = ("".join({c, *(case for case in (c.lower(), c.upper()) if len(case) == 1)}) for c in q)
-        letters = (f"[{case}]" if len(case) > 1 or case in dialect.special else case for case in cases)
+        letters = (f"[{case}]" if len(case) > 1 else dialect.escape(case) for case in cases)
         search, pattern = f"{dialect.match} %s", dialect.any_text + "".join(letters) + dialect.any_text
     if q:
         conditions.append("(" + " OR ".join(f"{field} {search}" for field in FIELDS) + ")")
@@ -509,12 +511,15 @@ BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16",
 
 
 def check_row(row):
-    """Return the code, the name and the instructor of a row; raise ValidationError if it is no course."""
+    """Return the code, the name and the instructor of a dict; raise ValidationError if it is no course."""
     if not isinstance(row, dict):
         raise ValidationError("a course must be an object")
     if None in row:
         raise ValidationError("there are more cells than columns; put quotes around a cell that has a separator")
-    return [clean(field, row.get(field, "")) for field in FIELDS]
+    code = clean("code", row.get("code", ""))
+    if not {"name", "instructor"} <= row.keys():
+        raise ValidationError(NAMES_MISSING)
+    return code, clean("name", row["name"]), clean("instructor", row["instructor"])
 
 
 def decode_text(data, encoding=""):
@@ -554,7 +559,8 @@ def read_csv(data, encoding="", max_rows=NO_LIMIT):
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 extra = [cell for cell in cells[len(names) :] if cell.strip()]
-                rows[line] = dict(zip(names, cells, strict=False)) | ({None: extra} if extra else {})
+                rows[line] = dict(itertools.zip_longest(names, cells[: len(names)], fillvalue=""))
+                rows[line] |= {None: extra} if extra else {}
             line = reader.line_num + (2 if told else 1)
             if len(rows) > max_rows:
                 raise ValidationError(f"there are more than {max_rows} rows; send them in several requests")

@@ -1,5 +1,6 @@
 """Users may be read-only. Passwords that a tutorial's database holds as plain text are hashed."""
 
+import argon2
 from peewee import MySQLDatabase, SqliteDatabase
 
 import models
@@ -16,12 +17,19 @@ MARIADB = [
 ]
 
 
+def is_hash(password):
+    try:
+        return bool(argon2.extract_parameters(password))
+    except argon2.exceptions.InvalidHashError:
+        return False
+
+
 def up(_migrator, db):
     servers = MARIADB if isinstance(db, MySQLDatabase) else POSTGRESQL
     for sql in SQLITE if isinstance(db, SqliteDatabase) else servers:
         db.execute_sql(sql)
     users = db.execute_sql("SELECT id, password FROM users").fetchall()
     for number, password in users:
-        if not password.startswith("$argon2"):
+        if not is_hash(password):
             hashed = models.HASHER.hash(password)
             db.execute_sql(f"UPDATE users SET password = {db.param} WHERE id = {db.param}", (hashed, number))
