@@ -594,10 +594,11 @@ def add_courses(update="false"):
         rows, unit = models.read_csv(body, charset.partition(";")[0].strip(' "'), MAX_ROWS), "line"
     else:
         document = decode_json(body)
-        courses = document.get("courses", document) if isinstance(document, dict) else document
-        if isinstance(courses, dict) and not update:
-            return add_course(courses)
-        rows, unit = dict(enumerate(courses if isinstance(courses, list) else [courses], 1)), "row"
+        if isinstance(document, dict) and isinstance(document.get("courses"), list):  # as GET /courses returns it
+            document = document["courses"]
+        if not (update or isinstance(document, list)):
+            return add_course(document)
+        rows, unit = dict(enumerate(document if isinstance(document, list) else [document], 1)), "row"
         abort_unless(len(rows) <= MAX_ROWS, f"there are more than {MAX_ROWS} rows; send them in several requests")
     counts = Course.add_courses(rows, update, unit)
     if update:
@@ -606,9 +607,9 @@ def add_courses(update="false"):
     return msgspec.json.encode({"created": counts.created})
 
 
-def add_course(document):
+def add_course(row):
     """Add one course, a JSON object."""
-    code, name, instructor = models.check_row(document)
+    code, name, instructor = models.check_row(row)
     try:
         Course.add_course(code, instructor, name)
     except peewee.IntegrityError:

@@ -62,13 +62,22 @@ def is_well(api):
 
 REFUSED = {
     "lengths": [
-        *(
-            POST + b"Content-Length:" + value + b"\r\n\r\n{}"
-            for value in (b"", b" -2", b" +2", b" 0x2", b" 0_2", b" 2, 2", b" 2\r\n 2", b" \xb2", b" " + b"9" * 5000)
-        ),
-        LENGTH + b"Content-Length: 2\r\n\r\n{}",
-        LENGTH + b"Content-Length: 36\r\n\r\n{}",
-        POST + b"Content-Length : 2\r\n\r\n{}",
+        POST + b"Content-Length" + value + b"\r\n\r\n{}"
+        for value in (
+            *(
+                b":",
+                b": -2",
+                b": +2",
+                b": 0x2",
+                b": 0_2",
+                b": 2, 2",
+                b": 2\r\n 2",
+                b": \xb2",
+                b" : 2",
+                b": " + b"9" * 5000,
+            ),
+            *(b": 2\r\nContent-Length: 2", b": 2\r\nContent-Length: 36"),
+        )
     ],
     "encodings": [
         *(ENCODING + value + b"\r\n\r\n{}" for value in (b" \x0bchunked", b" chunked", b" ,")),
@@ -84,17 +93,12 @@ REFUSED = {
         CHUNKS + b"2\r\n{}\r\n",
     ],
     "request lines": [
-        GET.replace(b"GET", b"get"),
-        GET.replace(b"GET ", b"GET  "),
-        GET.replace(b"GET ", b"GET\t"),
-        GET.replace(b"GET ", b""),
-        GET.replace(b"GET", b"GET\0"),
-        GET.replace(b"/health", b"/health\r"),
-        GET.replace(b"/health", b"http://["),
-        GET.replace(b"/health", b"http://[::1/health"),
-        GET.replace(b"/health", b"http://[x]/health"),
-        GET.replace(b"1.1", b"1.1.1"),
-        GET.replace(b"HTTP", b"http"),
+        GET.replace(*change)
+        for change in (
+            *((b"GET", method) for method in (b"get", b"GET ", b"GET\t", b"", b"GET\0")),
+            *((b"/health", path) for path in (b"/health\r", b"http://[", b"http://[::1/health", b"http://[x]/health")),
+            *((b"HTTP/1.1", version) for version in (b"HTTP/1.1.1", b"http/1.1")),
+        )
     ],
     "headers": [
         *(GET[:-2] + header + b"\r\n\r\n" for header in (b"X", b": a", b"X: a\0b", b"X\0: a", b"X: a\nY: b")),
@@ -103,11 +107,7 @@ REFUSED = {
         GET.replace(b"\r\n", b"\n"),
     ],
     "other protocols": [
-        TLS_HELLO,
-        TLS_HELLO + b"\r\n\r\n",
-        b"SSH-2.0-OpenSSH_9.6\r\n",
-        b"\0" * 1000,
-        bytes(range(256)),
+        *(TLS_HELLO, TLS_HELLO + b"\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b"\0" * 1000, bytes(range(256))),
     ],
 }
 
@@ -149,12 +149,6 @@ def test_too_much_is_refused(api, data, status):
     """A client that goes on to send may meet a reset before it has read why."""
     assert statuses(api, data) in ([status], [])
     assert is_well(api)
-
-
-def test_a_length_that_is_too_large_is_refused_before_the_body_is_sent(api):
-    with connect(api.url) as connection:
-        connection.sendall(POST + b"Content-Length: 20000000\r\n\r\n")
-        assert [status for status, _ in split(read_all(connection))] == [413]
 
 
 def test_blanks_in_a_header_are_refused_before_they_take_long(api):

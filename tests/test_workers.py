@@ -146,17 +146,6 @@ def test_paths_and_queries_may_hold_any_character(api, bearer):
     assert api.request("/courses/%FF", **bearer)[0] == 400
 
 
-def test_errors_are_json_with_their_headers(api):
-    for method, path, status, header in (
-        ("GET", "/courses", 401, "WWW-Authenticate"),
-        ("PUT", "/courses", 405, "Allow"),
-        ("GET", "/nowhere", 404, "Cache-Control"),
-    ):
-        found, headers, body = ask(api.url, method, path)
-        assert (found, headers["Content-Type"]) == (status, "application/json")
-        assert headers[header] and json.loads(body)["error"]
-
-
 # -- What the workers share --------------------------------------------------------------------------------------------
 
 

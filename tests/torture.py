@@ -193,22 +193,16 @@ class Ledger:
                 self.codes[writer].remove(code)
         return answer
 
-    def write_until(self, stop, writer, client):
-        while not stop.is_set():
-            answer = self.write(writer, client.ask)
-            assert answer.status != 503, answer
-
-    def look_for_lost(self, courses, acknowledged=None):
-        """Check stored courses, dicts, for all that was acknowledged (or what is given); return their versions."""
+    def look_for_lost(self, courses):
+        """Check stored courses, dicts, for all that was acknowledged; return their versions."""
         stored = {course["code"]: int(course["name"]) for course in courses if course["code"].startswith("W")}
-        expected = self.acknowledged if acknowledged is None else acknowledged
-        lost = [code for code, version in expected.items() if stored.get(code, 0) < version]
+        lost = [code for code, version in self.acknowledged.items() if stored.get(code, 0) < version]
         assert not lost, f"{len(lost)} acknowledged writes are lost, such as {lost[:5]}"
         return stored
 
-    def compare(self, courses, acknowledged=None):
-        """Check stored courses, dicts, for all that was acknowledged (or what is given), and nothing never sent."""
-        stored = self.look_for_lost(courses, acknowledged)
+    def compare(self, courses):
+        """Check stored courses, dicts, for all that was acknowledged, and nothing that was refused."""
+        stored = self.look_for_lost(courses)
         invented = [code for code, version in stored.items() if self.sent.get(code, 0) < version]
         assert not invented, f"{len(invented)} writes are stored that were refused, such as {invented[:5]}"
 
@@ -223,13 +217,16 @@ def read_courses(file):
 # -- The parts ---------------------------------------------------------------------------------------------------------
 
 
-def kill(folder):
+def kill(folder, rounds=20):
     """SIGKILL while 8 clients write"""
-    rounds, ledger, total = 20, Ledger(), 0
+    ledger, total = Ledger(), 0
 
     def write(writer, stop):
+        client = Client(server)
         with contextlib.suppress(OSError, http.client.HTTPException):  # the server is gone
-            ledger.write_until(stop, writer, Client(server))
+            while not stop.is_set():
+                answer = ledger.write(writer, client.ask)
+                assert answer.status != 503, answer
 
     for _ in range(rounds):
         with serving(folder) as server:
@@ -243,7 +240,7 @@ def kill(folder):
     return f"{rounds} rounds, {total:,} acknowledged writes, 0 lost"
 
 
-def term(folder):
+def term(folder, rounds=10):
     """SIGTERM while 16 clients read and write, and 48 others come back from a pause as the server ends
 
     A request is dropped if the server read it, but closed the connection without a whole response. Linux tells these
@@ -251,7 +248,7 @@ def term(folder):
     gets a reset (ECONNRESET; or EPIPE, kept in SO_ERROR). Such a request may be sent again (RFC 9110 §9.2.2), and must
     not have been carried out.
     """
-    rounds, ledger, ends, exits, signalled = 10, Ledger(), [], [], threading.Event()
+    ledger, ends, exits, signalled = Ledger(), [], [], threading.Event()
 
     def ask(client, *request):
         """Return the Answer, or None; keep how the request ended."""
@@ -514,9 +511,9 @@ def outage(folder):
     return seen
 
 
-def restore(folder):
+def restore(folder, rounds=20):
     """`seed.py backup` and `restore` while 8 clients write, and a restore over the journal of a killed server"""
-    rounds, file, numbers = 20, folder / "courses.db", itertools.count()
+    file, numbers = folder / "courses.db", itertools.count()
 
     def work(_, stop):
         """Add one course after the other; return when each was sent and when acknowledged, and its code."""
