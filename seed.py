@@ -65,7 +65,8 @@ def add_dummy_data():
 
 def list_users():
     """Return a line for each user, with the role."""
-    return "\n".join(f"{user}\t{'read-only' if user.read_only else 'editor'}" for user in User.get_all_users())
+    lines = [f"{user}\t{'read-only' if user.read_only else 'editor'}" for user in User.get_all_users()]
+    return "\n".join(lines or ["There are no users."])
 
 
 def read_password(username):
@@ -111,10 +112,11 @@ def read_courses(path, encoding):
     Raises ValueError if it has none.
     """
     data = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
-    if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"[", b"{")):
+    text = models.decode_text(data, encoding).lstrip()
+    if not text.startswith(("[", "{")):
         return models.read_csv(data, encoding), "line"
     try:
-        courses = msgspec.json.decode(models.decode_text(data, encoding))
+        courses = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if isinstance(courses, dict):  # as GET /courses returns
