@@ -154,7 +154,7 @@ def handle_exceptions(callback):
 
 
 EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, WWW-Authenticate, X-Total-Count"
-REQUESTED_HEADERS = "Access-Control-Request-Headers"
+REQUESTED_HEADERS = "HTTP_ACCESS_CONTROL_REQUEST_HEADERS"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # a URL can hold a token
@@ -180,7 +180,7 @@ def allow_origin():
         response.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
         if request.method == "OPTIONS":
             response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
-            response.set_header("Access-Control-Allow-Headers", request.get_header(REQUESTED_HEADERS, "Authorization"))
+            response.set_header("Access-Control-Allow-Headers", request.environ.get(REQUESTED_HEADERS, "Authorization"))
             response.set_header("Access-Control-Max-Age", "600")  # seconds
 
 
@@ -535,7 +535,7 @@ def check_conditions(code):
 
     The write then requires the course to be as it is here, so nothing can come between (RFC 9110 §13.1).
     """
-    if_match, if_none_match = (request.get_header(name) for name in ("If-Match", "If-None-Match"))
+    if_match, if_none_match = (request.environ.get(f"HTTP_IF_{name}") for name in ("MATCH", "NONE_MATCH"))
     course = None if (if_match, if_none_match) == (None, None) else Course.get_json(code)
     if course and if_none_match is not None and matches(if_none_match, make_etag(course)):
         raise HTTPError(412, EXISTS)
@@ -611,7 +611,7 @@ def add_course(row):
     """Add one course, a JSON object."""
     code, name, instructor = models.check_row(row)
     try:
-        Course.add_course(code, instructor, name)
+        Course.add_course(code=code, instructor=instructor, name=name)
     except peewee.IntegrityError:
         raise HTTPError(409, f"Course code {code} is in the courses already") from None
     return empty_response(201, f"/courses/{code}")

@@ -531,14 +531,14 @@ def decode_text(data, encoding=""):
     encoding = marked[0] if marked else encoding or "utf-8"
     try:
         return data.decode(encoding)
-    except LookupError:
-        raise ValidationError(f"there is no encoding {encoding}; use one like windows-1252") from None
-    except UnicodeError as error:
-        line = data[: getattr(error, "start", 0)].count(b"\n") + 1
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
         raise ValidationError(
             f'line {line} is not {encoding} text; save the file as "CSV UTF-8", or give its encoding: with --encoding '
             "windows-1252 to seed.py, with Content-Type: text/csv; charset=windows-1252 to the API"
         ) from None
+    except (LookupError, ValueError):
+        raise ValidationError(f"there is no encoding {encoding}; use one like windows-1252") from None
 
 
 def read_csv(data, encoding="", max_rows=NO_LIMIT):

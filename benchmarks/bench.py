@@ -1,23 +1,22 @@
-"""Measure the API beside its peers: `make bench` (see benchmarks/README.md).
+"""Measure the API, and print the tables of benchmarks/README.md in Markdown.
 
-    python benchmarks/bench.py compare [--rounds N] [--seconds S]    requests/s, p99, memory, start-up; results.svg
-    python benchmarks/bench.py growth                                1,000 to 1,000,000 courses; growth.svg
-    python benchmarks/bench.py servers [--rounds N] [--seconds S]    the API by workers, on SQLite and on PostgreSQL
-    python benchmarks/bench.py capacity [--courses N ...]            what PostgreSQL takes for how many courses
+    python benchmarks/bench.py compare     the API and its peers; draws results.svg
+    python benchmarks/bench.py features    what the role look-up, the log and other parts of a request cost
+    python benchmarks/bench.py growth      1,000 to 1,000,000 courses; draws growth.svg
+    python benchmarks/bench.py walk        a whole catalogue, page by page, on SQLite and PostgreSQL
+    python benchmarks/bench.py servers     the API by server and workers, on SQLite and PostgreSQL
+    python benchmarks/bench.py capacity    what the plan for 10 million courses is based on; needs PostgreSQL
 
-The last two need a PostgreSQL server, and the last one pgbench; they make databases there and drop them.
-
-In each round each server is started anew as its users start it, on copies of the same courses, in a random order, and
-loaded by wrk over 16 connections. Machines are noisy, so what is quoted is the median of the rounds' ratios.
+Name several to run them in that order. PostgreSQL is used if --postgresql or POSTGRES_URL has its address; the user
+must be allowed to create databases. Each figure is the median of all rounds. The machine's speed can change between
+rounds, so a ratio is the median of the ratios within each round.
 """
 
 import argparse
 import contextlib
 import datetime
-import functools
 import http.client
 import importlib.metadata
-import itertools
 import os
 import pathlib
 import platform
@@ -25,8 +24,8 @@ import random
 import re
 import secrets
 import shutil
-import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -42,14 +41,16 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 
 HERE = pathlib.Path(__file__).parent
+SEED = [sys.executable, HERE.parent / "seed.py"]
 KEY = "a key for the benchmark, of more than 32 bytes"
+CONNECTIONS = 16
 WAITRESS = [sys.executable, HERE.parent / "course_api.py"]
-# One thread for Python in each worker: more only hand each other the interpreter's lock.
+# One Python thread in each worker: more would only wait for the interpreter's lock.
 GRANIAN = ["granian", "--interface", "wsgi", "--blocking-threads", "1", "--log-level", "error"]
 GRANIAN += ["--working-dir", HERE.parent, "course_api:app", "--workers"]
 GUNICORN = ["gunicorn", "--worker-class", "gthread", "--threads", "1", "--log-level", "error"]
 GUNICORN += ["--chdir", HERE.parent, "course_api:app", "--workers"]
-SERVERS = {  # what starts each; it finds PORT, DATABASE_URL and SECRET_KEY in its environment
+PEERS = {  # the command of each server; PORT, DATABASE_URL and SECRET_KEY are in its environment
     "floor": [sys.executable, HERE / "floor.py"],
     "course_api": WAITRESS,
     "course_api, granian": [*GRANIAN, "1"],
@@ -57,56 +58,84 @@ SERVERS = {  # what starts each; it finds PORT, DATABASE_URL and SECRET_KEY in i
     "FastAPI, SQLModel": [sys.executable, HERE / "fastapi_sqlmodel.py"],
     "Fastify": ["node", HERE / "fastify.mjs"],
 }
-OURS = {  # the API alone, by its workers
+WORKERS = {  # the same for the API alone
     "waitress": WAITRESS,
     "granian, 1 worker": [*GRANIAN, "1"],
     "granian, 2 workers": [*GRANIAN, "2"],
     "granian, 4 workers": [*GRANIAN, "4"],
     "gunicorn, 2 workers": [*GUNICORN, "2"],
-    "gunicorn, 4 workers": [*GUNICORN, "4"],
 }
-WORKS = {  # the path, the script that makes wrk's requests where they differ from each other, and how many courses
+REQUESTS = {  # the path, the script that varies it, and the number of courses
     "one course": ("/courses/C%d", "get.lua", 1_000),
     "list of 1,000": ("/courses", None, 1_000),
-    "POST": ("/courses", "post.lua", 1_000),
     "page of 50 of 100,000": ("/courses?limit=50&offset=%d", "get.lua", 100_000),
+    "POST": ("/courses", "post.lua", 1_000),
 }
-CONNECTIONS = 16
-
+# How to serve the API without a part: the command, settings, and an ending of DATABASE_URL.
+NO_LOOKUP = ([sys.executable, HERE / "without.py", "role look-up"], {}, "")
+NO_QUICK_READS = ([sys.executable, HERE / "without.py", "quick reads"], {}, "")
+NO_LOG = (WAITRESS, {"LOG_LEVEL": "WARNING"}, "")
+NO_SET_LOCAL = (WAITRESS, {}, "?options=-cstatement_timeout%3D1500")  # on connecting, so not in each statement
+FEATURES = [  # the part, the database and the request
+    ("role look-up", "SQLite", "POST", NO_LOOKUP),
+    ("role look-up", "PostgreSQL", "POST", NO_LOOKUP),
+    ("log line", "SQLite", "POST", NO_LOG),
+    ("log line", "SQLite", "one course", NO_LOG),
+    ("SET LOCAL", "PostgreSQL", "POST", NO_SET_LOCAL),
+    ("SET LOCAL", "PostgreSQL", "one course", NO_SET_LOCAL),
+    ("answer on the reading thread", "SQLite", "one course", NO_QUICK_READS),
+]
 SIZES = [1_000, 10_000, 100_000, 1_000_000]
-READS = {  # what is timed on each of these
+GROWTH = {
     "full list, ms": "/courses",
     "first page, ms": "/courses?limit=50",
-    "deepest page, ms": "/courses?limit=50&offset={deepest}",
+    "page at the largest offset, ms": "/courses?limit=50&offset={last_page}",
     "search, ms": "/courses?q=subject+777&limit=50",
 }
-# Made in the database itself, for ten million through the API take minutes; 20 courses for each instructor.
-FILL = """INSERT INTO courses (code, name, instructor)
-SELECT 'C' || n, 'Introduction to subject ' || n, 'Instructor ' || n / 20 FROM generate_series({first}, {last}) AS n"""
-INDEXES = {  # of which it is measured what they bring and cost
-    "by_name": "(name, id)",
-    "by_instructor": "(instructor, id)",
-    "for_search": "USING gin (code gin_trgm_ops, name gin_trgm_ops, instructor gin_trgm_ops)",
-}
-INDEX_OPTIONS = "-c%20maintenance_work_mem%3D1GB%20-c%20statement_timeout%3D300s"
-REQUESTS = {  # what one costs: the path, the script, and headers; pages last, as PostgreSQL works on when wrk has ended
-    "one course": ("/courses/C%d", "get.lua", {}),
-    "one course, 304": ("/courses/C%d", "get.lua", {"If-None-Match": "*"}),
-    "POST": ("/courses", "post.lua", {}),
-    "page after another": ("/courses?limit=50&after=%d:", "get.lua", {}),
-}
-PANELS = {  # what growth.svg shows
+PANELS = {  # of growth.svg
     "one course, requests/s": ["one course, requests/s"],
-    "a list, ms": list(READS),
+    "a list, ms": list(GROWTH),
     "import, s": ["import, s"],
-    "memory, MiB": ["answer, MiB", "most, MiB"],
+    "memory, MiB": ["full list, MiB", "highest memory, MiB"],
 }
+MIN_PAGES = 4_000  # a short walk is repeated
+TIMES = {
+    "one course": "/courses/C{middle}",
+    "first page": "/courses?limit=50",
+    "page by next": "/courses?limit=50&after=id:{middle}:{middle}",
+    "page at the largest offset": "/courses?limit=50&offset={last_page}",
+    "first page by name": "/courses?limit=50&sort=name",
+    "page by name, by next": "/courses?limit=50&sort=name&after=name:1:Introduction+to+subject+5",
+    "courses of one instructor": "/courses?limit=50&instructor=Instructor+7",
+    "search that finds 1 in 900": "/courses?limit=50&q=subject+777",
+    "search that finds all": "/courses?limit=50&q=subject",
+    "search that finds nothing": "/courses?limit=50&q=no+such+course",
+}
+COSTS = {
+    "one course": ("/courses/C%d", "get.lua"),
+    "page by next": ("/courses?limit=50&after=id:%d:0", "get.lua"),
+    "first page": ("/courses?limit=50", None),
+    "POST": ("/courses", "post.lua"),
+}
+INDEXES = """CREATE INDEX by_name ON courses (name, id);
+CREATE INDEX by_instructor ON courses (instructor, id);
+CREATE EXTENSION pg_trgm;
+CREATE INDEX for_search ON courses USING gin (code gin_trgm_ops, name gin_trgm_ops, instructor gin_trgm_ops)"""
+FILL = """WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < {courses})
+INSERT INTO courses (code, name, instructor)
+SELECT 'C' || n, 'Introduction to subject ' || n, 'Instructor ' || n / 20 FROM numbers"""
+
+# -- Databases ---------------------------------------------------------------------------------------------------------
 
 
-def ask(url, sql):
-    """Return the rows that a PostgreSQL server answers, each statement by itself outside of a transaction."""
-    with contextlib.closing(psycopg2.connect(url)) as connection:
-        connection.autocommit = True
+def execute(url, sql):
+    """Run a statement outside of a transaction; return its rows."""
+    if url.startswith("sqlite"):
+        opened = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    else:
+        opened = psycopg2.connect(url)
+        opened.autocommit = True
+    with contextlib.closing(opened) as connection:
         cursor = connection.cursor()
         cursor.execute(sql)
         return cursor.fetchall() if cursor.description else []
@@ -114,63 +143,83 @@ def ask(url, sql):
 
 @contextlib.contextmanager
 def new_database(server, original=""):
-    """Lend the URL of a new database, empty or a copy; `server` is a PostgreSQL server's URL, or "sqlite"."""
+    """Lend the URL of a new database, empty or a copy of another; `server` is PostgreSQL's URL, or "sqlite"."""
     if server == "sqlite":
         with tempfile.TemporaryDirectory() as folder:
             if original:
                 shutil.copy(original.removeprefix("sqlite:///"), f"{folder}/courses.db")
             yield f"sqlite:///{folder}/courses.db"
         return
-    name, template = f"bench_{secrets.token_hex(4)}", original.rpartition("/")[2] or "template1"
-    ask(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    name, template = f"bench_{secrets.token_hex(4)}", original.rpartition("/")[2] or "template0"
+    execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield f"{server.rpartition('/')[0]}/{name}"
     finally:
-        ask(server, f"DROP DATABASE {name} WITH (FORCE)")
+        execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def fill(url, courses):
-    """Fill a database with so many courses, with the project's own import; return the seconds that took."""
-    lines = (f"C{n},Introduction to subject {n},Instructor {n % 1000}\n" for n in range(courses))
-    with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
-        file.writelines(["code,name,instructor\n", *lines])
-        file.flush()
-        command = [sys.executable, HERE.parent / "seed.py", "import", file.name]
-        started = time.monotonic()
-        subprocess.run(command, env=os.environ | {"DATABASE_URL": url}, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - started
-    if url.startswith("postgres"):
-        ask(url, "VACUUM ANALYZE")  # as its autovacuum does within a minute
-    return seconds
+def run_seed(url, *arguments):
+    command = [*SEED, *arguments]
+    output = {"stdout": subprocess.DEVNULL, "input": b"password of bench\n"}
+    subprocess.run(command, env=os.environ | {"DATABASE_URL": url}, check=True, **output)
+
+
+@contextlib.contextmanager
+def filled_database(server, courses):
+    """Lend the URL of a new database with this number of courses and the user bench."""
+    with new_database(server) as url:
+        run_seed(url, "user", "bench")
+        execute(url, FILL.format(courses=courses))
+        if server != "sqlite":
+            execute(url, "VACUUM ANALYZE")  # as autovacuum does within a minute
+        yield url
+
+
+def find_databases(postgresql):
+    """Return what new_database() takes for each database that can be used."""
+    return {"SQLite": "sqlite"} | ({"PostgreSQL": postgresql} if postgresql else {})
+
+
+# -- Servers -----------------------------------------------------------------------------------------------------------
 
 
 def find_port():
-    """Return a port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def family(pid):
+    """Return a process and those that it has started."""
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def cpu_seconds(pid):
+    """Return the CPU time of a process and those that it has started, also of those that have ended."""
+    while True:
+        with contextlib.suppress(psutil.NoSuchProcess):  # one has just ended
+            return sum(sum(process.cpu_times()[:4]) for process in family(pid))
 
 
 class Server:
-    """One server, started on a database of so many courses; `start_seconds` is the time to its first answer."""
+    """A running server on a database with this number of courses; `start_seconds` is the time until its first answer."""
 
-    def __init__(self, command, url, courses):
+    def __init__(self, command, url, courses, settings=None):
         self.courses, self.port = courses, find_port()
         now = int(time.time())
         token = jwt.encode({"sub": "bench", "iat": now, "exp": now + 86400}, KEY, algorithm="HS256")
         self.headers = {"Authorization": f"Bearer {token}"}
         environment = os.environ | {
             "PORT": str(self.port),
-            "GRANIAN_PORT": str(self.port),  # its host is 127.0.0.1 by itself
+            "GRANIAN_PORT": str(self.port),
             "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{self.port}",
             "DATABASE_URL": url,
             "SECRET_KEY": KEY,
             "PYTHONWARNINGS": "ignore",
         }
         started = time.monotonic()
-        self.process = subprocess.Popen(
-            command, env=environment, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=environment | (settings or {}), cwd=HERE, **output)
         while True:
             try:
                 self.get("/courses/C500")
@@ -185,371 +234,359 @@ class Server:
         return self
 
     def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
-    def get(self, path):
-        """Return the size of an answer in bytes, and how many seconds it took; raise RuntimeError for an error."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        started = time.monotonic()
+    def fetch(self, connection, path):
+        """Return a response's body and its Link header; raise RuntimeError unless it is 200."""
         connection.request("GET", path, headers=self.headers)
-        answer = connection.getresponse()
-        size = 0
-        while part := answer.read(1 << 20):
-            size += len(part)
-        seconds = time.monotonic() - started
-        connection.close()
-        if answer.status != 200:
-            raise RuntimeError(f"{path} is answered with {answer.status}")
-        return size, seconds
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{path} is answered with {response.status}")
+        return body, response.getheader("Link", "")
 
-    def processes(self):
-        return [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
+    def get(self, path):
+        """Return a response's size in bytes and the seconds it took, on a connection of its own."""
+        started = time.monotonic()
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            body, _ = self.fetch(connection, path)
+        return len(body), time.monotonic() - started
+
+    def median_ms(self, path, times):
+        return statistics.median(self.get(path)[1] for _ in range(times)) * 1000
 
     def memory(self, key="VmRSS"):
-        """Return the resident memory of the server with its children, in MiB; VmHWM is the most it had."""
-        status = "".join(pathlib.Path(f"/proc/{process.pid}/status").read_text() for process in self.processes())
+        """Return the resident memory of its processes, in MiB; the highest so far with the key VmHWM."""
+        processes = family(self.process.pid)
+        status = "".join(pathlib.Path(f"/proc/{process.pid}/status").read_text() for process in processes)
         return sum(int(kilobytes) for kilobytes in re.findall(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)) / 1024
 
-    def load(self, path, script, seconds, run=""):
-        """Load the server with wrk; return requests per second, the 99th percentile of latency in ms, and bytes/s."""
-        command = ["wrk", "--threads", "1", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s", "--latency"]
-        for header, value in self.headers.items():
-            command += ["--header", f"{header}: {value}"]
+    def load(self, path, script, seconds):
+        """Load the server with wrk; return requests/s."""
+        command = ["wrk", "--threads", "1", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
+        command += ["--header", f"Authorization: {self.headers['Authorization']}"]
         command += ["--script", HERE / script] if script else []
         command += [f"http://127.0.0.1:{self.port}{path}"]
-        environment = os.environ | {"RUN": run, "COURSES": str(self.courses)}
+        environment = os.environ | {"RUN": secrets.token_hex(4), "COURSES": str(self.courses)}
         output = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
         if "Non-2xx" in output or "Requests/sec" not in output:
             raise RuntimeError(f"{path}: {output}")
-        p99, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)\b", output).groups()
-        rate = float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
-        size, prefix = re.search(r"Transfer/sec:\s+([\d.]+)([BKMG])", output).groups()
-        return rate, float(p99) * {"us": 0.001, "ms": 1, "s": 1000}[unit], float(size) * 1024 ** "BKMG".index(prefix)
+        return float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
 
 
-def compare(rounds, seconds):
-    """Measure every server in every round; print and draw the medians."""
-    commands = {name: command for name, command in SERVERS.items() if shutil.which(str(command[0]))}
-    figures = measure_all({name: (command, "sqlite") for name, command in commands.items()}, rounds, seconds)
-    print(describe())
-    print_medians("server", figures)
-    ours = [name for name in figures if name.startswith("course_api")]
-    print_ratios(figures, [(name, other) for name in ours for other in figures if other not in ours])
-    draw(figures)
+# -- Tables: a dict of rows, each a dict of columns, each a list of the rounds' figures --------------------------------
 
 
-def servers(rounds, seconds, postgresql):
-    """Measure the API's own servers on both databases; print the medians."""
-    places = {"SQLite": "sqlite", "PostgreSQL": postgresql}
-    rows = {f"{name}, {place}": (command, url) for place, url in places.items() for name, command in OURS.items()}
-    figures = measure_all(rows, rounds, seconds)
-    print(describe("gunicorn", "psycopg2-binary") + ask(postgresql, "SELECT version()")[0][0] + "\n")
-    print_medians("server, database", figures)
-    pairs = [(f"{name}, {place}", f"granian, 1 worker, {place}") for place in places for name in OURS]
-    pairs += [(f"{name}, PostgreSQL", f"{name}, SQLite") for name in OURS]
-    print_ratios(figures, [(name, other) for name, other in pairs if name != other])
+def add_figures(row, figures):
+    for column, figure in figures.items():
+        row.setdefault(column, []).append(figure)
 
 
-def measure_all(rows, rounds, seconds):
-    """Measure every row in every round; each is a name, the command, and where its database is. Return the figures."""
-    figures = {name: {} for name in rows}
+def format_figure(figures):
+    """Return the median with three digits or more."""
+    median = statistics.median(figures)
+    return f"{median:,.0f}" if median >= 99.95 else f"{median:#.3g}"
+
+
+def print_table(head, rows, columns=None):
+    """Print a table in Markdown, with all columns of the first row unless some are named."""
+    columns = columns or list(next(iter(rows.values())))
+    print(f"\n| {head} | {' | '.join(columns)} |")
+    print("|---|" + "---:|" * len(columns))
+    for name, row in rows.items():
+        cells = [format_figure(row[column]) if column in row else "" for column in columns]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def divide(figures, others):
+    """Return the ratio of two figures in each round."""
+    return [figure / other for figure, other in zip(figures, others, strict=True)]
+
+
+def describe():
+    """Return the date, the machine and the versions."""
+    cpu = re.search(r"model name\s+: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1]
+    packages = ["bottle", "peewee", "waitress", "granian", "gunicorn", "Flask", "SQLAlchemy", "fastapi", "uvicorn"]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
+
+
+def report_progress(part, number, rounds):
+    print(f"{part}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+
+
+def draw_panels(name, draw, titles):
+    """Draw four panels, each with `draw`, which takes the axis and the title, and write them to an SVG file."""
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 5), layout="constrained")
+    for axis, title in zip(axes.flat, titles, strict=True):
+        draw(axis, title)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(f"{datetime.date.today()}, {os.cpu_count()} cores", fontsize=8)
+    figure.savefig(HERE / name, metadata={"Date": None})
+
+
+# -- compare and servers -----------------------------------------------------------------------------------------------
+
+
+def measure_servers(part, rows, rounds, seconds):
+    """Return a table of servers; `rows` has the command and the database of each."""
+    table = {name: {} for name in rows}
     with contextlib.ExitStack() as stack:
-        originals = {place: {} for _, place in rows.values()}
-        for place, urls in originals.items():
-            for courses in sorted({courses for _, _, courses in WORKS.values()}):
-                urls[courses] = stack.enter_context(new_database(place))
-                fill(urls[courses], courses)
+        originals = {server: {} for _, server in rows.values()}
+        for server, urls in originals.items():
+            for courses in (1_000, 100_000):
+                urls[courses] = stack.enter_context(filled_database(server, courses))
         for number in range(rounds):
             for name in random.sample(list(rows), len(rows)):
-                command, place = rows[name]
-                note(figures[name], measure(command, place, originals[place], seconds, f"r{number}"))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    return figures
+                command, server = rows[name]
+                add_figures(table[name], measure_server(command, server, originals[server], seconds))
+            report_progress(part, number, rounds)
+    return table
 
 
-def measure(command, place, originals, seconds, run):
-    """Start a server on a copy of each database in turn, and load it with the works for that; return the figures."""
+def measure_server(command, server, originals, seconds):
+    """Start a server on a copy of each database in turn, and load it; return the figures."""
     row = {}
     for courses, original in originals.items():
-        with new_database(place, original) as url, Server(command, url, courses) as server:
-            row.setdefault("start, ms", server.start_seconds * 1000)
-            time.sleep(1)  # its other workers start after the first
-            row.setdefault("idle, MiB", server.memory())
-            for work, (path, script, wanted) in WORKS.items():
-                if wanted == courses and (work == "one course" or command != SERVERS["floor"]):
-                    row[work], row[f"{work}, p99 ms"], _ = server.load(path, script, seconds, run)
-            row["loaded, MiB"] = max(row.pop("loaded, MiB", 0), server.memory())
+        with new_database(server, original) as url, Server(command, url, courses) as running:
+            row.setdefault("start, ms", running.start_seconds * 1000)
+            time.sleep(1)  # until all workers run
+            row.setdefault("idle, MiB", running.memory())
+            for request, (path, script, wanted) in REQUESTS.items():
+                if wanted == courses and (request == "one course" or command != PEERS["floor"]):
+                    row[request] = running.load(path, script, seconds)
+            row["loaded, MiB"] = max(row.get("loaded, MiB", 0), running.memory())
     return row
 
 
-def note(figures, row):
-    """Add a row of figures to those of the rounds before."""
-    for figure, value in row.items():
-        figures.setdefault(figure, []).append(value)
+def compare(rounds, seconds, _postgresql):
+    """Compare the API with its peers."""
+    peers = dict(PEERS)
+    if not (shutil.which("node") and (HERE / "node_modules").exists()):
+        del peers["Fastify"]
+    table = measure_servers("compare", {name: (command, "sqlite") for name, command in peers.items()}, rounds, seconds)
+    print_table("requests per second", table, [*REQUESTS, "start, ms", "idle, MiB", "loaded, MiB"])
+    ours = [name for name in table if name.startswith("course_api")]
+    ratios = {}
+    for name, other in [(name, other) for name in ours for other in table if other not in ours]:
+        shared = [request for request in REQUESTS if request in table[other]]
+        ratios[f"{name} / {other}"] = {
+            request: divide(table[name][request], table[other][request]) for request in shared
+        }
+    print_table("ratio", ratios, list(REQUESTS))
 
-
-def ratio(figures, work, name, other):
-    """Return the median over the rounds of one server's figure divided by another's."""
-    pairs = zip(figures[name][work], figures[other][work], strict=True)
-    return statistics.median(mine / theirs for mine, theirs in pairs)
-
-
-def print_medians(head, figures):
-    """Print the median of each figure, to three digits or more."""
-    columns = max(figures.values(), key=len)  # the floor has fewer
-    print(f"| {head} | " + " | ".join(columns) + " |")
-    print("|---|" + "---:|" * len(columns))
-    for name, values in figures.items():
-        medians = [statistics.median(values[column]) if column in values else None for column in columns]
-        cells = ["" if value is None else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}" for value in medians]
-        print(f"| {name} | " + " | ".join(cells) + " |")
-
-
-def print_ratios(figures, pairs):
-    print("\n| ratio | " + " | ".join(WORKS) + " |")
-    print("|---|" + "---:|" * len(WORKS))
-    for name, other in pairs:
-        ratios = [f"{ratio(figures, w, name, other):.2f}" if w in figures[other] else "" for w in WORKS]
-        print(f"| {name} / {other} | " + " | ".join(ratios) + " |")
-
-
-def describe(*more):
-    """Return the machine, the versions and the date, in one line."""
-    cpu = re.search(r"model name\s+: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1]
-    packages = ["bottle", "peewee", "PyJWT", "waitress", "granian", "Flask", "SQLAlchemy", "fastapi", "uvicorn", *more]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}\n"
-
-
-def draw(figures):
-    """Draw requests per second, a panel for each work."""
-    shown, axes = pyplot.subplots(2, 2, figsize=(9, 5), layout="constrained")
-    for axis, work in zip(axes.flat, WORKS, strict=True):
-        rates = {name: statistics.median(values[work]) for name, values in figures.items() if work in values}
-        colours = ["#1b6ca8" if name.startswith("course_api") else "#b8c4ce" for name in rates]
+    def draw(axis, request):
+        rates = {name: statistics.median(row[request]) for name, row in table.items() if request in row}
+        colours = ["#1b6ca8" if name in ours else "#b8c4ce" for name in rates]
         bars = axis.barh(list(rates), list(rates.values()), color=colours)
         axis.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
-        axis.set_title(f"{work}, requests/s", fontsize=10)
+        axis.set_title(f"{request}, requests/s", fontsize=10)
         axis.margins(x=0.2)
         axis.invert_yaxis()
         axis.set_xticks([])
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right", "bottom"]].set_visible(False)
-    shown.supxlabel(f"{datetime.date.today()}, {os.cpu_count()} cores, {CONNECTIONS} connections, wrk", fontsize=8)
-    shown.savefig(HERE / "results.svg", metadata={"Date": None})
+        axis.spines["bottom"].set_visible(False)
+
+    draw_panels("results.svg", draw, REQUESTS)
 
 
-def growth():
-    """Measure the API on ever larger catalogues; print and draw the medians."""
-    figures = {f"{size:,}": {} for size in SIZES}
-    for number in range(5):  # interleaved, so that the sizes share the machine's good and bad times
-        for size, values in zip(SIZES, figures.values(), strict=True):
-            note(values, measure_size(size))
-        print(f"round {number + 1} of 5", file=sys.stderr, flush=True)
-    for size, values in figures.items():
-        values["cost of one"] = [ratio(figures, "one course, requests/s", f"{SIZES[0]:,}", size)]
-    print(describe())
-    print_medians("courses", figures)
-    shown, axes = pyplot.subplots(2, 2, figsize=(9, 5), layout="constrained")
-    for axis, (title, columns) in zip(axes.flat, PANELS.items(), strict=True):
-        for column in columns:
-            medians = [statistics.median(values[column]) for values in figures.values()]
-            axis.loglog(SIZES, medians, "o-", label=column.partition(",")[0])
+def servers(rounds, seconds, postgresql):
+    """Compare the servers that can serve the API."""
+    rows = {
+        f"{name}, {database}": (command, server)
+        for database, server in find_databases(postgresql).items()
+        for name, command in WORKERS.items()
+    }
+    table = measure_servers("servers", rows, rounds, seconds)
+    print_table("requests per second", table, [*REQUESTS, "idle, MiB", "loaded, MiB"])
+
+
+# -- features ----------------------------------------------------------------------------------------------------------
+
+
+def features(rounds, seconds, postgresql):
+    """Measure the API with each part and without it, one right after the other."""
+    databases = find_databases(postgresql)
+    chosen = [feature for feature in FEATURES if feature[1] in databases]
+    table = {f"{name}, {database}, {request}": {} for name, database, request, _ in chosen}
+    with contextlib.ExitStack() as stack:
+
+        def start(database, command, settings, ending):
+            url = stack.enter_context(filled_database(databases[database], 1_000))
+            return stack.enter_context(Server(command, url + ending, 1_000, settings))
+
+        whole = {database: start(database, WAITRESS, {}, "") for database in databases}
+        without = [start(database, *variant) for _, database, _, variant in chosen]
+        for number in range(rounds):
+            for row, (_, database, request, _), other in zip(table.values(), chosen, without, strict=True):
+                path, script, _ = REQUESTS[request]
+                pair = {"with": whole[database], "without": other}
+                rates = {name: pair[name].load(path, script, seconds) for name in random.sample(list(pair), 2)}
+                add_figures(row, {"with": rates["with"], "without": rates["without"]})
+            report_progress("features", number, rounds)
+    for row in table.values():
+        ratios = divide(row["with"], row["without"])
+        row |= {"ratio": ratios, "lowest": [min(ratios)], "highest": [max(ratios)]}
+    print_table("part, database, request", table)
+
+
+# -- growth and walk ---------------------------------------------------------------------------------------------------
+
+
+def growth(rounds, seconds, _postgresql):
+    """Measure the API on larger and larger catalogues."""
+    table = {f"{size:,}": {} for size in SIZES}
+    for number in range(rounds):
+        for size, row in zip(SIZES, table.values(), strict=True):
+            add_figures(row, measure_size(size, seconds))
+        report_progress("growth", number, rounds)
+    rates = [row["one course, requests/s"] for row in table.values()]
+    for row, figures in zip(table.values(), rates, strict=True):
+        row["relative cost of one course"] = divide(rates[0], figures)
+    print_table("courses", table)
+
+    def draw(axis, title):
+        for column in PANELS[title]:
+            axis.loglog(SIZES, [statistics.median(row[column]) for row in table.values()], "o-", label=column)
+        if title == "one course, requests/s":
+            axis.set(yscale="linear", ylim=(0, 1.2 * axis.get_ylim()[1]))
+        if len(PANELS[title]) > 1:
+            axis.legend(fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("courses", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        if len(columns) > 1:
-            axis.legend(fontsize=8)
-    axes[0, 0].set(yscale="linear", ylim=(0, 1.2 * axes[0, 0].get_ylim()[1]))
-    shown.savefig(HERE / "growth.svg", metadata={"Date": None})
+
+    draw_panels("growth.svg", draw, PANELS)
 
 
-def measure_size(courses):
-    """Import so many courses, start the API on them, and return the figures."""
-    with new_database("sqlite") as url:
-        import_seconds = fill(url, courses)
+def measure_size(courses, seconds):
+    """Import courses with seed.py, and serve them; return the figures."""
+    lines = (f"C{n},Introduction to subject {n},Instructor {n // 20}\n" for n in range(courses))
+    with new_database("sqlite") as url, tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        run_seed(url, "user", "bench")
+        file.writelines(["code,name,instructor\n", *lines])
+        file.flush()
+        started = time.monotonic()
+        run_seed(url, "import", file.name)
+        import_seconds = time.monotonic() - started
         with Server(WAITRESS, url, courses) as server:
-            idle = server.memory()
-            row = {"one course, requests/s": server.load("/courses/C%d", "get.lua", 2)[0]}
-            for figure, path in READS.items():
-                answers = [server.get(path.format(deepest=courses - 50)) for _ in range(3)]
-                row[figure] = statistics.median(seconds for _, seconds in answers) * 1000
-            size, _ = server.get("/courses")
-            most = server.memory("VmHWM")
-    return row | {"import, s": import_seconds, "answer, MiB": size / 2**20, "idle, MiB": idle, "most, MiB": most}
+            row = {"one course, requests/s": server.load("/courses/C%d", "get.lua", seconds)}
+            row |= {name: server.median_ms(path.format(last_page=courses - 50), 3) for name, path in GROWTH.items()}
+            row |= {"import, s": import_seconds, "full list, MiB": server.get("/courses")[0] / 2**20}
+            return row | {"highest memory, MiB": server.memory("VmHWM")}
 
 
-def capacity(sizes, seconds, postgresql):
-    """Measure on PostgreSQL what a plan for ever more courses is made of; print it."""
-    times, space, statements, requests = {}, {}, {}, {}
-    with contextlib.closing(psycopg2.connect(postgresql)) as connection:
-        first_process = psutil.Process(connection.info.backend_pid).parent()
-    with new_database(postgresql) as url:
-        os.environ["DATABASE_URL"] = url
-        sys.path.insert(0, str(HERE.parent))
-        import models  # not the whole API, which lets no statement take long
-
-        models.prepare()
-        models.User.create_user("bench", "password")
-        ask(url, "CREATE EXTENSION pg_trgm")
-        for first, courses in itertools.pairwise([0, *sizes]):
-            ask(url, FILL.format(first=first, last=courses - 1))
-            ask(url, "VACUUM ANALYZE")
-            as_it_is, indexed = f"{courses:,}", f"{courses:,}, indexed"
-            note_column(times, as_it_is, measure_calls(models, courses, seconds))
-            note_column(space, as_it_is, measure_space(models))
-            note_column(statements, as_it_is, measure_alone(models, url, courses, seconds))
-            for name, columns in INDEXES.items():
-                started = time.monotonic()
-                with contextlib.suppress(psycopg2.errors.QueryCanceled):  # left out where it takes too long
-                    ask(f"{url}?options={INDEX_OPTIONS}", f"CREATE INDEX {name} ON courses {columns}")
-                    note_column(space, indexed, {f"{name}, s to make": time.monotonic() - started})
-            note_column(times, indexed, measure_calls(models, courses, seconds))
-            note_column(space, indexed, measure_space(models))
-            ask(url, "DROP INDEX IF EXISTS " + ", ".join(INDEXES))
-            models.disconnect()
-            for name in ("waitress", "granian, 1 worker"):
-                with Server(OURS[name], url, courses) as server:
-                    for request, (path, script, headers) in REQUESTS.items():
-                        run = f"{name[0]}{courses}"
-                        figures = measure_requests(server, first_process, path, script, headers, seconds, run)
-                        requests[f"{name}, {courses:,}: {request}"] = figures
-            print(f"{courses:,} courses are done", file=sys.stderr, flush=True)
-    print(describe("psycopg2-binary") + ask(postgresql, "SELECT version()")[0][0] + "\n")
-    for head, table in (
-        ("one call, ms", times),
-        ("PostgreSQL alone, statements/s", statements),
-        ("space, MiB", space),
-        ("requests", requests),
-    ):
-        print_medians(head, table)
-        print()
+def walk(rounds, _seconds, postgresql):
+    """Follow `next` from the first page to the last; measure whether pages get slower on the way."""
+    table = {}
+    with contextlib.ExitStack() as stack:
+        walks = []
+        for database, server in find_databases(postgresql).items():
+            for courses in SIZES:
+                url = stack.enter_context(filled_database(server, courses))
+                running = stack.enter_context(Server(WAITRESS, url, courses))
+                row = table.setdefault(f"{database}, {courses:,}", {})
+                walks.append((running, row))
+        for number in range(rounds):
+            for running, row in walks:
+                add_figures(row, measure_walk(running))
+            report_progress("walk", number, rounds)
+    for row in table.values():
+        row["last tenth / first tenth"] = divide(row["last tenth, ms"], row["first tenth, ms"])
+    print_table("database, courses", table)
 
 
-def note_column(table, column, values):
-    """Add a column of figures to a table, which is a dict of rows."""
-    for row, value in values.items():
-        note(table.setdefault(row, {}), {column: value})
+def measure_walk(server):
+    """Walk the catalogue until there are enough pages; return the figures of a page without the first, which counts."""
+    first, pages, last = [], [], []
+    while len(pages) < MIN_PAGES:
+        times = list(walk_pages(server))[1:]
+        tenth = max(len(times) // 10, 1)
+        first, pages, last = first + times[:tenth], pages + times, last + times[-tenth:]
+    parts = {"one page, ms": pages, "first tenth, ms": first, "last tenth, ms": last}
+    return {name: statistics.median(times) * 1000 for name, times in parts.items()} | {"whole walk, s": sum(times)}
 
 
-def measure_calls(models, courses, seconds):
-    """Return the median time of each call of models.py, on one connection, in ms."""
-    course, page, new = models.Course, functools.partial(models.Course.get_page, limit=50), secrets.token_hex(4)
-    dice, numbers = functools.partial(random.randrange, courses), itertools.count()
-    token = jwt.encode({"sub": "bench", "iat": 0, "exp": 2**32}, KEY, algorithm="HS256")
-    alone, _ = models.page_query("id", "", False, True, True)
-    alone = re.sub(r"\(SELECT COUNT\(\*\) FROM .*?\)", "0", alone, count=1)
-    some = "SELECT COUNT(*) FROM (SELECT 1 FROM courses WHERE code ILIKE %s OR name ILIKE %s OR instructor ILIKE %s"
-    some += " LIMIT 10000) AS found"
-    calls = {
-        "one course": lambda: course.get_json(f"C{dice()}"),
-        "count of all": lambda: course.select().count(),
-        "first page": page,
-        "page after another": lambda: page(after=f"{dice()}:"),
-        "page after another, not counted": lambda: models.database.execute_sql(alone, (dice(), 51, 0)).fetchone(),
-        "page at the largest offset": lambda: page(offset=courses - 50),
-        "first page by name": lambda: page(sort="name"),
-        "page by name after another": lambda: page(sort="name", after=f"{dice()}:Introduction to subject {dice()}"),
-        "courses of one instructor": lambda: page(instructor=f"Instructor {dice() // 20}"),
-        "search that finds few": lambda: page(q=f"subject {courses - 1}"),
-        "search that finds 1 in 900": lambda: page(q="subject 777"),
-        "search that finds all": lambda: page(q="subject"),
-        "search that finds none": lambda: page(q="no such course"),
-        "count of what is found, to 10,000": lambda: models.database.execute_sql(some, ["%subject%"] * 3).fetchone(),
-        "PATCH": lambda: course.update_course(f"C{dice()}", instructor="Ada Lovelace"),
-        "POST": lambda: course.add_course(f"{new}-{next(numbers)}", "Ada Lovelace", "Introduction"),
-        "login": lambda: models.User.match_user("bench", "password"),
-        "token that is new": lambda: jwt.decode(token, KEY, algorithms=["HS256"]),
-    }
-    medians = {}
-    for name, call in calls.items():
-        times, end = [], time.monotonic() + seconds
-        while len(times) < 3 or time.monotonic() < end:
+def walk_pages(server):
+    """Yield the seconds that each page takes, over one connection."""
+    path = "/courses?limit=50"
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+        while path:
             started = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - started)
-        medians[name] = statistics.median(times) * 1000
-    return medians
+            _, link = server.fetch(connection, path)
+            yield time.perf_counter() - started
+            following = re.search(r'<([^>]*)>; rel="next"', link)
+            path = following and following[1]
 
 
-def measure_space(models):
-    """Return the sizes of the database, of the table and each index of courses, and of this connection, in MiB."""
-    sizes = """SELECT relname, pg_relation_size(pg_class.oid) FROM pg_class WHERE relname = 'courses'
-    UNION ALL SELECT indexrelid::regclass::text, pg_relation_size(indexrelid) FROM pg_index
-        WHERE indrelid = 'courses'::regclass
-    UNION ALL SELECT 'database', pg_database_size(current_database())
-    UNION ALL SELECT 'memory of a connection', sum(total_bytes)::bigint FROM pg_backend_memory_contexts"""
-    return {name: size / 2**20 for name, size in models.database.execute_sql(sizes)}
+# -- capacity ----------------------------------------------------------------------------------------------------------
 
 
-def measure_alone(models, url, courses, seconds):
-    """Return how often a second PostgreSQL gives pgbench one course, parsed each time, as for the API, or prepared."""
-    rates, sql = {}, models.ONE_COURSE.replace("%s", "'C' || :number")
-    for mode, (connections, threads) in itertools.product(("simple", "prepared"), ((1, 1), (4, 2), (16, 2), (64, 2))):
-        command = ["pgbench", "--no-vacuum", "--protocol", mode, "--client", str(connections), "--jobs", str(threads)]
-        command += ["--time", str(seconds), "--file", "/dev/stdin", url]
-        script = f"\\set number random(0, {courses - 1})\n{sql}\n"
-        output = subprocess.run(command, input=script, capture_output=True, text=True, check=True).stdout
-        rates[f"connections: {connections}, {mode}"] = float(re.search(r"tps = ([\d.]+)", output)[1])
-    return rates
+def capacity(_rounds, seconds, postgresql):
+    """Measure on PostgreSQL how each kind of request grows, with and without more indexes, and what it costs in CPU."""
+    times, costs = {name: {} for name in TIMES}, {name: {} for name in COSTS}
+    for courses in SIZES[2:]:
+        with filled_database(postgresql, courses) as url, Server(WORKERS["granian, 1 worker"], url, courses) as server:
+            for name, (path, script) in COSTS.items():
+                add_figures(costs[name], measure_cpu(server, postgresql, path, script, seconds))
+            add_times(times, f"{courses:,}", server)
+            execute(url, INDEXES)
+            execute(url, "VACUUM ANALYZE")
+            add_times(times, f"{courses:,}, indexed", server)
+        print(f"capacity: {courses:,} courses", file=sys.stderr, flush=True)
+    print_table("one request, ms", times)
+    print_table("CPU time of one request, ms", costs)
 
 
-def measure_requests(server, postgresql, path, script, headers, seconds, run):
-    """Return requests/s, what one costs the API and PostgreSQL, which must have no other work, and its bytes.
+def add_times(table, column, server):
+    """Add the time of each request in ms; leave out what takes so long that it gets 503."""
+    places = {"middle": server.courses // 2, "last_page": server.courses - 50}
+    for name, path in TIMES.items():
+        with contextlib.suppress(RuntimeError):
+            add_figures(table[name], {column: server.median_ms(path.format(**places), 15)})
 
-    `postgresql` is the process that started all of PostgreSQL's others, which must be on this machine.
-    """
 
-    def used():
-        """Return the seconds of CPU so far, with those of children that have ended, as PostgreSQL's helpers do."""
-        ours = [psutil.Process(process.pid) for process in server.processes()]
-        while True:
-            theirs = [postgresql, *postgresql.children()]
-            with contextlib.suppress(psutil.NoSuchProcess):  # one has ended meanwhile
-                return [sum(sum(process.cpu_times()[:4]) for process in group) for group in (ours, theirs)]
+def measure_cpu(server, postgresql, path, script, seconds):
+    """Load the server; return the CPU time of one request in ms, by the API and by PostgreSQL, which must be local."""
+    with contextlib.closing(psycopg2.connect(postgresql)) as connection:
+        postmaster = psutil.Process(connection.info.backend_pid).ppid()
+    before = cpu_seconds(server.process.pid), cpu_seconds(postmaster)
+    requests = server.load(path, script, seconds) * seconds
+    after = cpu_seconds(server.process.pid), cpu_seconds(postmaster)
+    api, database = [(end - start) * 1000 / requests for start, end in zip(before, after, strict=True)]
+    return {f"{server.courses:,}: API": api, f"{server.courses:,}: PostgreSQL": database}
 
-    own, server.headers = server.headers, server.headers | headers
-    before = used()
-    try:
-        rate, p99, transfer = server.load(path, script, seconds, run)
-    except RuntimeError:
-        rate = 0  # PostgreSQL took too long, and some were answered with 503
-    finally:
-        server.headers = own
-    if not rate:
-        return {}  # an empty row
-    costs = [(after - then) * 1000 / (rate * seconds) for after, then in zip(used(), before, strict=True)]
-    return {
-        "requests/s": [rate],
-        "p99 ms": [p99],
-        "API, ms of CPU": [costs[0]],
-        "PostgreSQL, ms of CPU": [costs[1]],
-        "bytes": [transfer / rate],
-    }
+
+# -- The command line --------------------------------------------------------------------------------------------------
+
+PARTS = {  # each with its rounds
+    "compare": (compare, 5),
+    "features": (features, 10),
+    "growth": (growth, 5),
+    "walk": (walk, 3),
+    "servers": (servers, 3),
+    "capacity": (capacity, 1),
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["compare", "growth", "servers", "capacity"])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=3, help="of load for each work")
-    parser.add_argument("--courses", type=int, nargs="+", default=[100_000, 1_000_000], help="in ascending order")
-    parser.add_argument("--postgresql", default="postgresql://postgres@127.0.0.1/postgres", help="the server to use")
-    given = parser.parse_args()
-    if given.what == "compare":
-        compare(given.rounds, given.seconds)
-    elif given.what == "servers":
-        servers(given.rounds, given.seconds, given.postgresql)
-    elif given.what == "capacity":
-        capacity(given.courses, given.seconds, given.postgresql)
-    else:
-        growth()
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--rounds", type=int, help="; ".join(f"{part} {rounds}" for part, (_, rounds) in PARTS.items()))
+    parser.add_argument("--seconds", type=int, default=2, help="of each load (2)")
+    parser.add_argument("--postgresql", default=os.environ.get("POSTGRES_URL"), help="postgresql://user@host/name")
+    arguments = parser.parse_args()
+    if "capacity" in arguments.parts and not arguments.postgresql:
+        sys.exit("capacity needs PostgreSQL; set --postgresql")
+    print(describe())
+    for part in arguments.parts:
+        measure, rounds = PARTS[part]
+        print(f"\n## {part}")
+        measure(arguments.rounds or rounds, arguments.seconds, arguments.postgresql)
 
 
 if __name__ == "__main__":

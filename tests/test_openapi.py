@@ -129,7 +129,7 @@ def test_the_examples_of_errors_are_true(client, stranger, monkeypatch):
         return described["examples"][name]["value"] if name else described["example"]
 
     new = {"name": "Data structures", "instructor": ""}
-    rows = [new | {"code": "A"}, new | {"code": "B"}, {"code": "C"}]
+    rows = [new | {"code": "A"}, new | {"code": "B"}, new | {"code": "C", "name": ""}]
     assert client.post_json("/courses", {}, status=400).json == example("one", "400")
     assert client.post_json("/courses", rows, status=400).json == example("many", "400")
     assert client.post_json("/courses", new | {"code": "CSE115"}, status=409).json == example("", "409")
