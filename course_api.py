@@ -119,7 +119,7 @@ app.default_error_handler = render_error
 
 def unavailable(what, error):
     """Log that something is away, and return the 503 for it (RFC 9110 §15.6.4)."""
-    log.error("%s is not available: %s", what, str(error).strip())
+    log.error("%s is not available: %s", what, " ".join(str(error).split()))
     return HTTPError(503, f"{what} is not available; try again soon", retry_after="1")
 
 
@@ -755,6 +755,10 @@ class Channel(HTTPChannel):
         while self.server.quick is self:
             self.server.quick = None
             self.service()
+
+    def write_soon(self, data):
+        self.last_activity = time.time()
+        return super().write_soon(data)
 
     def writable(self):
         """Hang up on a client that reads nothing for channel_timeout; waitress would wait while it has requests."""

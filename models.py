@@ -231,7 +231,7 @@ def exit_if_unusable():
             hint = "install the drivers: pip install -r requirements-servers.txt"
         elif not POOLED and not os.access(folder, os.W_OK):
             hint = f"user {getattr(os, 'getuid', getpass.getuser)()} cannot write to the folder {folder}"
-        sys.exit(f"cannot use the database {DATABASE_NAME}: {str(error).strip()}; {hint}")
+        sys.exit(f"cannot use the database {DATABASE_NAME}: {' '.join(str(error).split())}; {hint}")
 
 
 def disconnect():
