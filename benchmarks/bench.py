@@ -202,7 +202,7 @@ def cpu_seconds(pid):
 
 
 class Server:
-    """A running server on a database with this number of courses; `start_seconds` is the time until its first answer."""
+    """A running server on a database with this many courses; `start_seconds` is the time until its first answer."""
 
     def __init__(self, command, url, courses, settings=None):
         self.courses, self.port = courses, find_port()
