@@ -26,8 +26,7 @@ lint: .venv/ready-dev  ## check style and common faults
 	$(BIN)/ruff format --check .
 
 bench: .venv/ready-bench  ## compare the API with its peers, and on larger catalogues (needs wrk, and node for one peer)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py compare
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py growth
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py compare growth walk
 
 clean:  ## remove the virtual environment and caches, but not the database
 	rm -rf .venv .venv-tools .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__

@@ -214,7 +214,7 @@ def init_db(target=database):
         with target.atomic(*dialect.begin):
             target.execute_sql(dialect.migration_lock)
             applied = runner.up()
-        if applied:  # and not by another process meanwhile
+        if applied:  # and not by another process
             target.execute_sql(dialect.scrub)
             log.info("brought the schema up to date: %s", ", ".join(applied))
     disconnect()  # MariaDB's lock ends with the connection

@@ -202,7 +202,7 @@ def backup(file):
 def restore(file):
     """Replace everything in the SQLite database by a backup, even while it is in use; return a sentence.
 
-    The backup is checked, and brought up to date if it is of an older version, in a copy beside the database.
+    The backup is checked, and brought up to date if it is of an older version, in a copy next to the database.
     """
     require_sqlite("pg_restore or mariadb")
     page_size = models.database.pragma("page_size")

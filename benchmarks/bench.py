@@ -62,7 +62,6 @@ WORKERS = {  # the same for the API alone
     "waitress": WAITRESS,
     "granian, 1 worker": [*GRANIAN, "1"],
     "granian, 2 workers": [*GRANIAN, "2"],
-    "granian, 4 workers": [*GRANIAN, "4"],
     "gunicorn, 2 workers": [*GUNICORN, "2"],
 }
 REQUESTS = {  # the path, the script that varies it, and the number of courses
@@ -99,7 +98,7 @@ PANELS = {  # of growth.svg
     "memory, MiB": ["full list, MiB", "highest memory, MiB"],
 }
 MIN_PAGES = 4_000  # a short walk is repeated
-TIMES = {
+TIMES = {  # of which the time is measured
     "one course": "/courses/C{middle}",
     "first page": "/courses?limit=50",
     "page by next": "/courses?limit=50&after=id:{middle}:{middle}",
@@ -108,15 +107,15 @@ TIMES = {
     "page by name, by next": "/courses?limit=50&sort=name&after=name:1:Introduction+to+subject+5",
     "courses of one instructor": "/courses?limit=50&instructor=Instructor+7",
     "search that finds 1 in 900": "/courses?limit=50&q=subject+777",
-    "search that finds all": "/courses?limit=50&q=subject",
     "search that finds nothing": "/courses?limit=50&q=no+such+course",
 }
-COSTS = {
+COSTS = {  # of which the CPU time is measured; PostgreSQL works on first pages after wrk has ended, so they are last
     "one course": ("/courses/C%d", "get.lua"),
     "page by next": ("/courses?limit=50&after=id:%d:0", "get.lua"),
-    "first page": ("/courses?limit=50", None),
     "POST": ("/courses", "post.lua"),
+    "first page": ("/courses?limit=50", None),
 }
+PLAN = {"one course": 45_000, "page by next": 3_900, "POST": 500, "first page": 100}  # requests/s
 INDEXES = """CREATE INDEX by_name ON courses (name, id);
 CREATE INDEX by_instructor ON courses (instructor, id);
 CREATE EXTENSION pg_trgm;
@@ -403,7 +402,7 @@ def servers(rounds, seconds, postgresql):
         for name, command in WORKERS.items()
     }
     table = measure_servers("servers", rows, rounds, seconds)
-    print_table("requests per second", table, [*REQUESTS, "idle, MiB", "loaded, MiB"])
+    print_table("server, database", table, [*REQUESTS, "idle, MiB", "loaded, MiB"])
 
 
 # -- features ----------------------------------------------------------------------------------------------------------
@@ -540,6 +539,14 @@ def capacity(_rounds, seconds, postgresql):
         print(f"capacity: {courses:,} courses", file=sys.stderr, flush=True)
     print_table("one request, ms", times)
     print_table("CPU time of one request, ms", costs)
+    plan = {}
+    for name, rate in PLAN.items():
+        for server in ("API", "PostgreSQL"):
+            (milliseconds,) = costs[name][f"{courses:,}: {server}"]
+            plan.setdefault(f"{name}, {rate:,}/s", {})[f"cores, {server}"] = [rate * milliseconds / 1000]
+    columns = next(iter(plan.values()))
+    plan["**in all**"] = {column: [sum(row[column][0] for row in plan.values())] for column in columns}
+    print_table(f"plan, at {courses:,} courses", plan)
 
 
 def add_times(table, column, server):

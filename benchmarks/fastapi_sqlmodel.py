@@ -1,4 +1,4 @@
-"""The same on FastAPI and SQLModel, as their documentation teaches, on uvicorn with uvloop and httptools."""
+"""The same API on FastAPI and SQLModel, as their documentation teaches, on uvicorn with uvloop and httptools."""
 
 import os
 from typing import Annotated

@@ -1,4 +1,4 @@
-// The same on Fastify and better-sqlite3, with prepared statements and response schemas as their documentation teaches.
+// The same API on Fastify and better-sqlite3, with prepared statements and response schemas as their documentation teaches.
 import Fastify from "fastify";
 import jwt from "@fastify/jwt";
 import Database from "better-sqlite3";

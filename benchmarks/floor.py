@@ -1,4 +1,4 @@
-"""The floor: the same bytes for every request, on waitress as it comes."""
+"""The floor: the same bytes for every request, on waitress with its defaults."""
 
 import logging
 import os

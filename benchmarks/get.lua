@@ -1,4 +1,4 @@
--- wrk: each request has a number of its own in place of the path's %d, at random below COURSES.
+-- wrk: replaces %d in the path with a random number below COURSES, in each request.
 local path, courses = wrk.path, tonumber(os.getenv("COURSES"))
 request = function()
   return wrk.format("GET", path:format(math.random(0, courses - 1)))

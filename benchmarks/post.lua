@@ -1,4 +1,4 @@
--- wrk: each request adds a course of its own. RUN is a prefix that no other run has.
+-- wrk: adds a new course with each request. RUN is a prefix that no other run has.
 local number, run = 0, os.getenv("RUN")
 wrk.headers["Content-Type"] = "application/json"
 request = function()

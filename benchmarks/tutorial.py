@@ -1,4 +1,4 @@
-"""The tutorial's stack, with its faults mended: Flask, Flask-SQLAlchemy and PyJWT, on waitress."""
+"""The tutorial's stack, with its bugs fixed: Flask, Flask-SQLAlchemy and PyJWT, on waitress."""
 
 import functools
 import logging
@@ -36,7 +36,7 @@ with app.app_context():
 
 def token_required(view):
     @functools.wraps(view)
-    def guarded(*args, **kwargs):
+    def wrapper(*args, **kwargs):
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
             jwt.decode(token, os.environ["SECRET_KEY"], algorithms=["HS256"])
@@ -44,7 +44,7 @@ def token_required(view):
             abort(401)
         return view(*args, **kwargs)
 
-    return guarded
+    return wrapper
 
 
 @app.get("/courses")

@@ -14,10 +14,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-import description
 import pytest
 import webtest
-from servers import create_database, drop_database
+
+pytest.register_assert_rewrite("description")
+import description  # noqa: E402
+from servers import create_database, drop_database  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
@@ -147,7 +149,10 @@ class Server:
     def wait_for(self, text, seconds=20):
         """Return the next line of output that holds `text`."""
         while True:
-            line = self.arrived.get(timeout=seconds)
+            try:
+                line = self.arrived.get(timeout=seconds)
+            except queue.Empty:
+                raise AssertionError(f"no {text!r} in {self.output}") from None
             assert line is not None, f"ended without {text!r}: {self.output}"
             if text in line:
                 return line

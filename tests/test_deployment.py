@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import json
-import os
 import pathlib
 import re
 import sqlite3
@@ -212,42 +211,14 @@ def test_a_login_without_the_limits_storage_says_what_is_away(run, start):
     assert api.request("/health")[0] == 200
 
 
-@integration
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torture.py leaves sockets open
-def test_killed_copies_behind_nginx_lose_no_write_and_replaced_ones_fail_no_request():
+# -- Kills, stops, restores and rolling updates ------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torture.py leaves connections open
+@pytest.mark.parametrize(
+    "part", [torture.kill, torture.term, torture.restore, pytest.param(torture.rolling, marks=integration)]
+)
+def test_no_acknowledged_write_is_lost_and_no_request_is_dropped(part):
     with tempfile.TemporaryDirectory(prefix="course-api-") as folder:
-        print(torture.rolling(pathlib.Path(folder), rounds=1))
-
-
-# -- Backup and restore ------------------------------------------------------------------------------------------------
-
-
-def is_there(api, code):
-    return api.request(f"/courses/{code}", **log_in(api.url))[0] == 200
-
-
-def test_a_backup_is_a_whole_copy_and_takes_the_place_of_the_database_while_the_api_runs(run, start, tmp_path):
-    run("seed.py")
-    api = start()
-    bearer = log_in(api.url)
-    assert api.request("/courses", "POST", COURSE | {"code": "BEFORE"}, **bearer)[0] == 201
-    assert run("seed.py", "backup", "copy.db").returncode == 0
-    with contextlib.closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
-        assert copy.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert is_there(start(DATABASE_URL=f"sqlite:///{tmp_path}/copy.db"), "BEFORE")
-    assert api.request("/courses", "POST", COURSE | {"code": "AFTER"}, **bearer)[0] == 201
-    assert run("seed.py", "restore", "copy.db").returncode == 0
-    assert is_there(api, "BEFORE") and not is_there(api, "AFTER")
-    assert api.request("/courses", "POST", COURSE | {"code": "AFTER"}, **bearer)[0] == 201
-
-
-def test_a_restore_does_not_mix_with_the_journal_of_a_killed_server(run, start, tmp_path):
-    run("seed.py")
-    assert run("seed.py", "backup", "copy.db").returncode == 0
-    api = start()
-    assert api.request("/courses", "POST", COURSE | {"code": "AFTER"}, **log_in(api.url))[0] == 201
-    api.close()
-    assert os.path.getsize(tmp_path / "courses.db-wal") > 0
-    assert run("seed.py", "restore", "copy.db").returncode == 0
-    assert not is_there(start(), "AFTER")
-    assert len(torture.read_courses(tmp_path / "courses.db")) == 2
+        torture.run_seed(folder)
+        print(part(pathlib.Path(folder), rounds=1))

@@ -63,32 +63,16 @@ def is_well(api):
 REFUSED = {
     "lengths": [
         POST + b"Content-Length" + value + b"\r\n\r\n{}"
-        for value in (
-            *(
-                b":",
-                b": -2",
-                b": +2",
-                b": 0x2",
-                b": 0_2",
-                b": 2, 2",
-                b": 2\r\n 2",
-                b": \xb2",
-                b" : 2",
-                b": " + b"9" * 5000,
-            ),
-            *(b": 2\r\nContent-Length: 2", b": 2\r\nContent-Length: 36"),
-        )
+        for value in b": | : 2|: -2|: +2|: 0x2|: 0_2|: 2, 2|: \xb2|: 2\r\n 2|: 2\r\nContent-Length: 2".split(b"|")
     ],
     "encodings": [
         *(ENCODING + value + b"\r\n\r\n{}" for value in (b" \x0bchunked", b" chunked", b" ,")),
+        POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}",
         LENGTH + b"Transfer-Encoding : chunked\r\n\r\n{}",
         CHUNKS.replace(b"1.1", b"1.0") + b"0\r\n\r\n",
     ],
     "chunks": [
-        *(
-            CHUNKS + size + b"\r\n{}\r\n0\r\n\r\n"
-            for size in (b"-2", b"+2", b"0x2", b"0_2", b" 2", b"2 ", b"", b"two", b"2;\0", b"1", b"3")
-        ),
+        *(CHUNKS + size + b"\r\n{}\r\n0\r\n\r\n" for size in b"-2|+2|0x2|0_2| 2|2 ||two|2;\0|1|3".split(b"|")),
         CHUNKS + b"2\n{}\n0\n\n",
         CHUNKS + b"2\r\n{}\r\n",
     ],
@@ -217,13 +201,6 @@ def test_a_request_that_is_cut_off_anywhere_holds_up_nobody(api, whole):
         for length, connection in enumerate(opened):
             connection.sendall(whole[:length])
         assert is_well(api)
-    assert is_well(api)
-
-
-def test_clients_that_go_before_the_response_hurt_nobody(api):
-    with connections(api, 100) as opened:
-        for connection in opened:
-            connection.sendall(GET * 20)
     assert is_well(api)
 
 
