@@ -783,6 +783,11 @@ class Server(TcpWSGIServer):
     channel_class = Channel
     quick = None  # the channel whose request this thread is to answer
 
+    def pull_trigger(self):
+        """Wake the event loop, unless this is its own thread, which is awake."""
+        if threading.current_thread() is not threading.main_thread():
+            super().pull_trigger()
+
     def add_task(self, channel):
         request = channel.requests[0]
         if stopping.is_set():
@@ -797,19 +802,24 @@ class Server(TcpWSGIServer):
             super().add_task(channel)
 
 
-def serve(servers, sockets):
-    """Serve until SIGTERM or Ctrl-C, then drain. A second signal stops at once."""
+def stop_on_signals(server):
+    """Stop after SIGTERM or Ctrl-C, once the requests have finished. A second signal stops at once."""
 
     def stop(number, _frame):
         signal.signal(number, signal.SIG_DFL)
         stopping.set()
-        servers[0].pull_trigger()
+        server.trigger.pull_trigger()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+
+
+def serve(servers, sockets):
+    """Serve until a signal says to stop, then drain."""
     while not stopping.is_set():
         poll(sockets, 1)
     drain(servers, sockets)
+    poll(sockets, 0)  # writes the last lines of the log
 
 
 def poll(sockets, seconds):
@@ -886,6 +896,7 @@ def main():
         sys.exit(f"cannot listen on {HOST}:{PORT}: {error}; see HOST and PORT")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(HOST, HOST)  # noqa: S104 (what a browser takes)
     address = f"http://{f'[{host}]' if ':' in host else host}:{servers[0].effective_port}{URL_PREFIX}"
+    stop_on_signals(servers[0])
     log.info("Serving %s on %s; press Ctrl-C to stop", models.DATABASE_NAME, address)
     serve(servers, sockets)
     log.info("Stopped")

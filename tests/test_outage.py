@@ -51,6 +51,13 @@ def wait_until_back(api, token):
     assert ask_at_once(api, token) == [200] * 24
 
 
+def test_nobody_notices_a_restart_between_two_requests(api, postgres):
+    token = api.log_in()
+    assert ask_at_once(api, token) == [200] * 24
+    postgres.start("restart")
+    assert ask_at_once(api, token) == [200] * 24
+
+
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_server_that_stops_is_a_503_and_is_used_again_when_it_is_back(api, postgres, mode):
     token = api.log_in()
@@ -86,13 +93,6 @@ def test_a_server_that_cannot_be_reached_is_a_503_and_is_used_again_when_it_is_b
 def test_an_address_that_cannot_be_reached_stops_the_start_with_one_line(run):
     line = refused(run("course_api.py", DATABASE_URL="postgresql://user:secret@127.0.0.1:1/name", PORT="0"))
     assert "postgresql://127.0.0.1:1/name" in line and "secret" not in line
-
-
-def test_nobody_notices_a_restart_between_two_requests(api, postgres):
-    token = api.log_in()
-    assert ask_at_once(api, token) == [200] * 24
-    postgres.start("restart")
-    assert ask_at_once(api, token) == [200] * 24
 
 
 def test_an_upload_during_which_the_server_crashes_stores_nothing_and_can_be_sent_again(api, postgres):

@@ -300,6 +300,26 @@ def test_after_the_signal_an_idle_connection_is_closed_and_a_request_that_is_hal
         assert api.wait() == 0
 
 
+def test_a_signal_right_after_the_start_is_a_clean_stop(start):
+    api = start()
+    api.process.terminate()
+    assert api.wait() == 0
+
+
+def test_connections_that_wait_to_be_accepted_at_the_signal_are_answered(start):
+    api = start()
+    assert api.request("/health")[0] == 200
+    api.process.send_signal(signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(connect(api.url)) for _ in range(5)]
+        for connection in waiting:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        api.process.terminate()
+        api.process.send_signal(signal.SIGCONT)
+        assert [read_all(connection)[:15] for connection in waiting] == [b"HTTP/1.1 200 OK"] * 5
+    assert api.wait() == 0
+
+
 # -- Faults of the disk ------------------------------------------------------------------------------------------------
 
 

@@ -103,19 +103,6 @@ def test_bad_framing_is_a_400_and_nothing_behind_it_is_believed(api, kind):
     assert is_well(api)
 
 
-@pytest.mark.parametrize("value", [b" xchunked", b" gzip, chunked", b" chunked, identity"])
-def test_another_transfer_encoding_is_not_implemented(api, value):
-    assert statuses(api, ENCODING + value + b"\r\n\r\n{}" + GET) == [501]
-
-
-def test_a_body_that_is_longer_than_its_length_is_not_a_request(api):
-    assert statuses(api, POST + b"Content-Length: 1\r\n\r\n{}" + GET) == [400, 400]
-
-
-def test_a_body_that_is_cut_off_is_not_answered(api):
-    assert statuses(api, POST + b"Content-Length: 5000\r\n\r\n{}" + GET) == []
-
-
 @pytest.mark.parametrize(
     ("data", "status"),
     [
@@ -146,6 +133,11 @@ def test_blanks_in_a_header_are_refused_before_they_take_long(api):
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
+        (ENCODING + b" xchunked\r\n\r\n{}" + GET, [501]),
+        (ENCODING + b" gzip, chunked\r\n\r\n{}" + GET, [501]),
+        (ENCODING + b" chunked, identity\r\n\r\n{}" + GET, [501]),
+        (POST + b"Content-Length: 1\r\n\r\n{}" + GET, [400, 400]),  # the second begins with "}"
+        (POST + b"Content-Length: 5000\r\n\r\n{}" + GET, []),  # the rest never comes
         (GET.replace(b" HTTP/1.1\r\nHost: a\r\n", b"\r\n") + GET, [200]),  # without a version: the last request
         (GET.replace(b"/health", b"http://a.example/health") + GET, [200, 200]),  # RFC 9112 §3.2.2
         (b"\r\n" * 10_000 + GET, [200]),
@@ -155,7 +147,6 @@ def test_blanks_in_a_header_are_refused_before_they_take_long(api):
         (GET.replace(b"1.1", b"1.0") + GET, [200]),
         (GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + GET, [200]),
     ],
-    ids=["no version", "absolute", "empty lines", "NUL", "folded", "trailer", "HTTP/1.0", "close"],
 )
 def test_a_request_is_read_as_the_rfc_says(api, data, expected):
     assert statuses(api, data) == expected
