@@ -36,6 +36,7 @@ import logging
 import math
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -219,8 +220,8 @@ ORDER = Literal["id", "code", "name", "instructor", "-id", "-code", "-name", "-i
 TEXT = Annotated[str, Meta(pattern=f"^{models.TEXT}$")]
 CURSOR = Annotated[str, Meta(pattern=rf"^-?(id|code|name|instructor):[0-9]{{1,18}}:[^{models.CONTROL}]{{0,120}}$")]
 PARAMETERS = {  # of all queries: the kind of value of each, and its rule in words
-    "q": (TEXT, "1 to 120 characters, with no control characters"),
-    "instructor": (TEXT, "1 to 120 characters, with no control characters"),
+    "q": (TEXT, models.RULES["name"][1]),
+    "instructor": (TEXT, models.RULES["name"][1]),
     "sort": (ORDER, "id, code, name or instructor, with - in front for descending order"),
     "limit": (Annotated[int, Meta(ge=1, le=1000)], "a whole number from 1 to 1000"),
     "offset": (Annotated[int, Meta(ge=0, le=10**12)], "a whole number, 0 or more"),
@@ -824,10 +825,11 @@ def serve(servers, sockets):
 
 def poll(sockets, seconds):
     """Serve what comes within this time, and write the access log."""
-    wasyncore.loop(seconds, use_poll=True, map=sockets, count=1)
+    wasyncore.loop(seconds, use_poll=hasattr(select, "poll"), map=sockets, count=1)  # Windows has none
     lines = [access_log.popleft() for _ in range(len(access_log))]
     if lines:
-        print(*lines, sep="\n", flush=True)
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop the service
+            print(*lines, sep="\n", flush=True)
 
 
 def drain(servers, sockets):

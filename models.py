@@ -401,9 +401,10 @@ class Course(database.Model):
                 new = [course for course in batch if course[0] not in old]
                 changed = [course for course in batch if old.get(course[0], course) != course]
                 for part, ending in ((new, ""), (changed, dialect.upsert)):
-                    values = ", ".join(f"({placeholders(course)})" for course in part)
-                    insert = f"INSERT INTO courses (code, name, instructor) VALUES {values} {ending}"
-                    part and database.execute_sql(sql(insert), list(itertools.chain(*part)))
+                    if part:
+                        values = ", ".join(f"({placeholders(course)})" for course in part)
+                        insert = f"INSERT INTO courses (code, name, instructor) VALUES {values} {ending}"
+                        database.execute_sql(sql(insert), list(itertools.chain(*part)))
                 created, updated = created + len(new), updated + len(changed)
             if dry_run:
                 transaction.rollback()

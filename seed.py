@@ -18,7 +18,7 @@ import peewee
 from tqdm import tqdm
 
 import models
-from models import Course, User, ValidationError
+from models import Course, User
 
 DUMMY_COURSES = [  # code, name, instructor
     ("CSE115", "Introduction to programming language", "John stuart"),
@@ -274,7 +274,7 @@ def main():
         print(function(**arguments), file=out)
         courses, users = Course.select().count(), User.select().count()
         print(f"{models.DATABASE_NAME} now has {count(courses, 'course')} and {count(users, 'user')}", file=out)
-    except (ValidationError, ValueError, OSError, sqlite3.Error, peewee.PeeweeException) as error:
+    except (ValueError, OSError, sqlite3.Error, peewee.PeeweeException) as error:
         sys.exit(str(error))
     except (KeyboardInterrupt, EOFError):
         sys.exit("interrupted")
