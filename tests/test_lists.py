@@ -8,9 +8,8 @@ import re
 import urllib.parse
 
 import pytest
-from conftest import Client
 from description import check_error
-from test_contract_inherited import NEW
+from test_contract_inherited import CSE115, CSE465, NEW, get_list
 
 import course_api
 import models
@@ -32,8 +31,8 @@ def catalogue(client):
     return client
 
 
-def codes(client, query):
-    return [course["code"] for course in client.get(f"/courses?{query}").json["courses"]]
+def codes(response):
+    return [course["code"] for course in response.json["courses"]]
 
 
 def links(response):
@@ -41,27 +40,14 @@ def links(response):
 
 
 @pytest.mark.parametrize(
-    ("searches", "found"),
-    [
-        (["algorithms", "ALGORITHMS"], ["6.006", "aas 200"]),
-        (["aas", " Geng "], ["AAS 100", "aas 200"]),
-        (["noether, e", "%", "&"], ["MATH&151"]),
-        (["_"], ["AAS 100"]),
-        (["*", "[X]", "?", "é", "ÉCONOMIE, SOUS-TITRE *[X]?"], ["ÉCO 1"]),
-        (["é?", "!", "\\", "Calculus Noether"], []),
-    ],
-)
-def test_q_finds_a_part_of_any_field_in_any_case(catalogue, searches, found):
-    for search in searches:
-        response = catalogue.get("/courses?" + urllib.parse.urlencode({"q": search}))
-        assert [course["code"] for course in response.json["courses"]] == found, search
-        assert response.headers["X-Total-Count"] == str(len(found))
-
-
-@pytest.mark.parametrize(
     ("query", "found", "total"),
     [
         ("", [course[0] for course in COURSES], 5),
+        ("q=ALGO", ["6.006", "aas 200"], 2),  # test_properties.py has more of q
+        ("q=+%25+", ["MATH&151"], 1),
+        ("q=*[x", ["ÉCO 1"], 1),
+        ("q=éCONOMIE,+SOUS-TITRE+*[X]?", ["ÉCO 1"], 1),
+        ("q=Calculus+Noether", [], 0),
         ("instructor=Geng,+Zhe", ["AAS 100", "aas 200"], 2),
         ("instructor=Geng", [], 0),
         ("instructor=Geng,+Zhe&q=night", ["aas 200"], 1),
@@ -72,8 +58,9 @@ def test_q_finds_a_part_of_any_field_in_any_case(catalogue, searches, found):
     ],
 )
 def test_filters_and_pages_are_combined(catalogue, query, found, total):
-    assert codes(catalogue, query) == found
-    assert catalogue.get(f"/courses?{query}").headers["X-Total-Count"] == str(total)
+    response = catalogue.get("/courses?" + urllib.parse.quote(query, safe="%&=+"))
+    assert codes(response) == found
+    assert response.headers["X-Total-Count"] == str(total)
 
 
 def test_sort_is_by_a_field_and_then_by_id(catalogue):
@@ -111,28 +98,27 @@ def test_a_bad_query_is_refused_with_the_rule(client, error, queries):
 
 
 @pytest.mark.parametrize(
-    ("methods", "path", "use"),
+    ("method", "path", "use"),
     [
-        ("GET", "/courses/", f"use {LIST}"),
         ("POST", "/courses", "use update"),
-        ("POST", "/courses/", "use update"),
-        ("GET PUT PATCH DELETE", "/courses/CSE115", "this path takes none but token"),
+        ("GET", "/courses/CSE115", "this path takes none but token"),
+        ("PUT", "/courses/CSE115", "this path takes none but token"),
+        ("PATCH", "/courses/CSE115", "this path takes none but token"),
+        ("DELETE", "/courses/CSE115", "this path takes none but token"),
     ],
 )
-def test_an_unknown_parameter_is_refused_on_every_route(client, methods, path, use):
-    before = client.get("/courses").json
-    for method in methods.split():
-        response = client.request(f"{path}?page=2", method=method, body=json.dumps(NEW).encode(), status=400)
-        check_error(response, f"there is no parameter page; {use}")
-    assert client.get("/courses").json == before
+def test_an_unknown_parameter_is_refused_on_every_route(client, method, path, use):
+    response = client.request(f"{path}?page=2", method=method, body=json.dumps(NEW).encode(), status=400)
+    check_error(response, f"there is no parameter page; {use}")
+    assert get_list(client) == [CSE115, CSE465]
 
 
-def test_a_blank_parameter_counts_as_not_given(client):
-    for name in course_api.LIST_PARAMETERS:
-        for blank in ("", "%20+"):
-            response = client.get(f"/courses?{name}={blank}")
-            assert response.json == client.get("/courses").json
-            assert "Link" not in response.headers
+@pytest.mark.parametrize("name", LIST.split(", "))
+def test_a_blank_parameter_counts_as_not_given(client, name):
+    for blank in ("", "%20+"):
+        response = client.get(f"/courses?{name}={blank}")
+        assert codes(response) == ["CSE115", "CSE465"]
+        assert "Link" not in response.headers
 
 
 # -- Pages -------------------------------------------------------------------------------------------------------------
@@ -143,8 +129,7 @@ def test_the_links_lead_from_page_to_page_and_keep_the_other_parameters(catalogu
     assert set(links(first)) == {"first", "last", "next"}
     second = catalogue.get(links(first)["last"])
     assert set(links(second)) == {"first", "prev", "last"}
-    assert [course["code"] for course in first.json["courses"]] == ["6.006", "MATH&151"]
-    assert [course["code"] for course in second.json["courses"]] == ["aas 200"]
+    assert (codes(first), codes(second)) == (["6.006", "MATH&151"], ["aas 200"])
     assert catalogue.get(links(second)["prev"]).json == first.json
     assert catalogue.get(links(second)["first"]).json == first.json
     assert catalogue.get(links(first)["next"]).json == second.json
@@ -178,22 +163,21 @@ def test_a_link_keeps_the_token_of_the_query(stranger):
 
 
 @pytest.mark.parametrize("sort", ["id", "-id", "code", "-name", "instructor"])
-def test_following_next_returns_each_course_once_while_others_come_and_go(app, client, sort):
+def test_following_next_returns_each_course_once_while_others_come_and_go(client, sort):
     models.Course.delete().execute()
     rng = random.Random(5)
-    stay = {f"S{number}" for number in range(300)}
-    go = [f"G{number}" for number in range(300)]
-    rows = [{"code": code, "name": f"N{rng.randrange(50)}", "instructor": ""} for code in [*sorted(stay), *go]]
+    stay = {f"S{number}" for number in range(60)}
+    go = [f"G{number}" for number in range(60)]
+    rows = [{"code": code, "name": f"N{rng.randrange(10)}", "instructor": ""} for code in [*sorted(stay), *go]]
     models.Course.add_courses(dict(enumerate(rng.sample(rows, len(rows)))))
-    writer, seen, path = Client(app), [], f"/courses?limit=25&sort={sort}"
-    writer.authorization = client.authorization
+    seen, path = [], f"/courses?limit=10&sort={sort}"
     while path:
         response = client.get(path)
-        seen += [course["code"] for course in response.json["courses"]]
+        seen += codes(response)
         path = links(response).get("next")
-        for number in range(min(10, len(go))):
-            writer.delete(f"/courses/{go.pop()}", status=204)
-            writer.post_json("/courses", {"code": f"{len(go)}-{number}", "name": f"N{number}", "instructor": "I"})
+        for number in range(min(5, len(go))):
+            models.Course.delete_course(go.pop())
+            models.Course.add_course(f"{len(go)}-{number}", "I", f"N{number}")
     assert len(seen) == len(set(seen))
     assert stay <= set(seen)
 
@@ -213,7 +197,7 @@ def test_the_list_is_csv_if_accept_prefers_it(catalogue):
 
 def test_a_page_of_csv_has_the_courses_and_the_headers_of_one_of_json(catalogue):
     path = "/courses?q=algo&limit=1"
-    assert [row[0] for row in get_csv(catalogue, path)[1:]] == codes(catalogue, "q=algo&limit=1")
+    assert [row[0] for row in get_csv(catalogue, path)[1:]] == ["6.006"]
     as_csv, as_json = (catalogue.get(path, headers={"Accept": kind}).headers for kind in ("text/csv", "*/*"))
     for name in ("Link", "X-Total-Count", "Vary"):
         assert as_csv[name] == as_json[name]
