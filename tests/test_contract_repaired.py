@@ -35,8 +35,9 @@ def test_every_route_says_what_body_to_send(client, method, path, types):
     assert response.headers["Accept-Encoding"] == "identity"
 
 
-def test_json_may_begin_with_a_byte_order_mark(client):
-    client.post("/courses", json.dumps(NEW).encode("utf-8-sig"), content_type="application/json", status=201)
+def test_json_may_begin_with_a_byte_order_mark_and_its_type_may_have_parameters(client):
+    body = json.dumps(NEW).encode("utf-8-sig")
+    client.post("/courses", body, content_type=" Application/JSON ; charset=utf-8", status=201)
 
 
 @pytest.mark.parametrize(

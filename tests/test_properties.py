@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from conftest import SQLITE
 from hypothesis import strategies
-from test_contract_inherited import CHANGE, NEW, get_list
+from test_contract_inherited import CHANGE, CSE115, CSE465, NEW, get_list
 
 import course_api
 import models
@@ -110,13 +110,11 @@ VALUES = strategies.recursive(
     LEAVES, lambda inner: strategies.lists(inner) | strategies.dictionaries(NAMES, inner), max_leaves=8
 )
 ODD = [[], {}, [[]], [{}], [None] * 3, {"name": {}}, {"": ""}, {"code": []}, {"courses": []}, {"courses": {}}]
-DEEP = [
-    b"[" * 100_000,
-    b'{"name":' * 100_000,
-    b"[" * 500 + b"]" * 500,
-    b"9" * 5000,
-    b'{"name": 1e999}',
-    b"\xef\xbb\xbf",
+NO_JSON_OBJECT = [
+    *(b"", b" \n", b"null", b"5", b'"CSE225"', b"{", b"{} {}", b"code=CSE225", b"\xff", b"\x00" * 100, b"\xef\xbb\xbf"),
+    *(b'{"code": NaN}', b'{"name": 1e999}', b"9" * 5000, b'{"code": ' + b"9" * 5000 + b"}", rb'{"name": "\ud800"}'),
+    *(b"[" * 100_000, b'{"name":' * 100_000, b"[" * 500 + b"]" * 500, b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
+    *(b'{"code": "\xff", "name": "a", "instructor": "b"}', json.dumps(NEW).encode("utf-16")),
 ]
 
 
@@ -127,10 +125,12 @@ def test_any_json_is_taken_or_refused(client, method, path, sent):
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-@whatever(strategies.binary(), DEEP, max_examples=20)
+@whatever(strategies.binary(), NO_JSON_OBJECT)
 def test_any_bytes_are_refused(client, method, path, sent):
-    for content_type in (JSON, FORM, CSV):
+    assert send(client, method, path, sent, JSON).status_int == 400
+    for content_type in (FORM, CSV):
         assert send(client, method, path, sent, content_type).status_int in (400, 415)
+    assert get_list(client) == [CSE115, CSE465]
 
 
 # -- Parameters --------------------------------------------------------------------------------------------------------
@@ -243,14 +243,3 @@ def test_any_accept_is_answered_with_the_same_courses(catalogue, sent):
         assert list(csv.reader(io.StringIO(response.text, newline="")))[1:] == [list(row) for row in CATALOGUE]
     else:
         assert response.json["courses"] == models.Course.get_all_courses()
-
-
-TYPES = [JSON, " APPLICATION/JSON ; charset=x", CSV, "text/csv;q", "application/json, text/csv", "text/csv; charset=\0"]
-
-
-@whatever(LATIN | strategies.lists(WORDS).map("".join), [*NASTY_LATIN, *TYPES])
-def test_any_content_type_is_one_of_those_or_refused(client, sent):
-    models.Course.delete().execute()
-    known = {JSON: 201, CSV: 400}
-    response = send(client, "POST", "/courses", NEW, sent)
-    assert response.status_int == known.get(sent.partition(";")[0].strip().lower(), 415)

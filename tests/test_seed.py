@@ -5,14 +5,13 @@ import fcntl
 import io
 import os
 import pty
-import shutil
+import re
 import signal
 import sqlite3
 import struct
 import subprocess
 import sys
 import termios
-import types
 
 import pytest
 from conftest import PYTHON, ROOT, database_url
@@ -20,8 +19,6 @@ from conftest import PYTHON, ROOT, database_url
 import models
 import seed
 from models import Course, User
-
-COMMANDS = ("users", "user", "import", "export", "backup", "restore", "random")
 
 
 @pytest.fixture
@@ -31,7 +28,7 @@ def command(app, monkeypatch, tmp_path):
 
     def command(*arguments, stdin=""):
         stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
-        files = {name: io.BytesIO(stdin if name == "stdin" else b"") for name in ("stdin", "stdout", "stderr")}
+        files = {"stdin": io.BytesIO(stdin), "stdout": io.BytesIO(), "stderr": io.BytesIO()}
         status, on_interrupt = 0, signal.getsignal(signal.SIGINT)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["seed.py", *arguments])
@@ -45,7 +42,7 @@ def command(app, monkeypatch, tmp_path):
             finally:
                 signal.signal(signal.SIGINT, on_interrupt)
             stdout, stderr = files["stdout"].getvalue().decode(), files["stderr"].getvalue().decode()
-        return types.SimpleNamespace(returncode=status, stdout=stdout, stderr=stderr)
+        return subprocess.CompletedProcess(arguments, status, stdout, stderr)
 
     return command
 
@@ -66,22 +63,12 @@ def test_the_seed_fills_an_empty_database_and_can_be_run_again(run):
     done = run("seed.py")
     assert tell(done) == "Added: course CSE115, course CSE465, user faisal"
     assert done.stdout.splitlines()[1].endswith("now has 2 courses and 1 user")
-    run("seed.py", "import", "-", "--update", stdin="code,name,instructor\nCSE115,Changed,\n")
     assert tell(run("seed.py")) == "Added: nothing, the dummy data is already there"
-    assert run("seed.py", "export", "-").stdout.splitlines()[1] == "CSE115,Changed,"
 
 
-def test_help_lists_each_command_with_a_line(run):
-    lines = run("seed.py", "--help").stdout.splitlines()
-    for command in COMMANDS:
-        (line,) = [line for line in lines if line.split()[:1] == [command]]
-        assert len(line.split()) > 3
-    assert run("seed.py", "import", "--help").stdout.count("--dry-run") == 2
-
-
-@pytest.mark.sqlite
-def test_the_banner_shows_the_whole_path_of_the_database(run, tmp_path):
-    assert f"{tmp_path}/made.db now has 2 courses" in run("seed.py", DATABASE_URL="sqlite:///made.db").stdout
+def test_help_lists_each_command_with_a_line(command):
+    for name in ("users", "user", "import", "export", "backup", "restore", "random"):
+        assert re.search(rf"^ +{name} +\S+ \S+ \S+", command("--help").stdout, re.MULTILINE)
 
 
 @pytest.mark.sqlite
@@ -120,11 +107,8 @@ def test_users_are_added_changed_listed_and_deleted(command):
     ("arguments", "stdin", "error"),
     [
         (["grace"], "", "the password must be 8 characters or more"),
-        (["grace"], "\n12345678", "the password must be 8 characters or more"),
         (["grace"], "\ufeff1234567\n", "the password must be 8 characters or more"),
-        (["grace", "--read-only"], "1234567\n", "the password must be 8 characters or more"),
-        (["faisal"], "1234567\n", "the password must be 8 characters or more"),
-        (["grace"], "x" * 1025, "password must be 1 to 1024 characters"),
+        (["faisal"], "1234567\n12345678", "the password must be 8 characters or more"),
         (["grace"], b"\xff\xfel\0o\0n\0g\0 \0e\0n\0o\0u\0g\0h\0", "the password on standard input is not UTF-8 text"),
         (["a\nb"], "long enough\n", "username must be"),
         (["nobody", "--delete"], "", "there is no user nobody"),
@@ -174,18 +158,18 @@ def test_a_password_is_asked_for_twice_at_a_terminal_without_echo(tmp_path, seco
     assert (ended, sentence in shown, "secret" in shown) == (status, True, False)
 
 
-@pytest.mark.parametrize("key", ["Ctrl-C", "Ctrl-D"])
-def test_the_password_prompt_can_be_left_quietly(tmp_path, run, key):
+@pytest.mark.parametrize(
+    "leave",
+    [lambda terminal: terminal.process.send_signal(signal.SIGINT), lambda terminal: os.write(terminal.file, b"\x04")],
+    ids=["Ctrl-C", "Ctrl-D"],
+)
+def test_the_password_prompt_can_be_left_quietly(tmp_path, leave):
     terminal = Terminal(tmp_path, "user", "grace")
     terminal.read("Password for grace: ")
-    if key == "Ctrl-C":
-        terminal.process.send_signal(signal.SIGINT)
-    else:
-        os.write(terminal.file, b"\x04")
+    leave(terminal)
     status, shown = terminal.close()
-    assert status not in (0, -signal.SIGINT)
-    assert "Traceback" not in shown and "Error" not in shown
-    assert run("seed.py", "users").stdout.endswith("and 0 users\n")
+    assert (status, shown.split()[-1]) == (1, "interrupted")
+    assert "Traceback" not in shown and "Added" not in shown
 
 
 # -- Import ------------------------------------------------------------------------------------------------------------
@@ -209,19 +193,18 @@ def delete_courses():
 
 
 def test_import_says_exactly_what_it_did(command):
-    before = command("export", "-").stdout
+    before = Course.get_all_courses()
     update = "code,name,instructor\nCSE465,Networks,\nCSE225,Trees,Ada\nCSE226,Graphs,Ada\n"
     assert import_text(command, update, "--update", "--dry-run") == "Would add 2 courses, update 1; nothing was stored."
     assert import_text(command, CATALOGUE, "--dry-run") == "Would add 3 courses; nothing was stored."
-    assert command("export", "-").stdout == before
+    assert Course.get_all_courses() == before
     assert import_text(command, update, "--update") == "Added 2 courses, updated 1."
     assert command("export", "-").stdout.splitlines()[2:] == update.splitlines()[1:]
     assert import_text(command, CATALOGUE) == "Added 3 courses."
-    more = update.replace("Ada", "Grace") + "CSE227,Heaps,Ada\nÉCO 1,Économie; 物理,\n"
+    more = update.replace("Ada", "Grace") + "CSE227,Heaps,Ada\nÉCO 1 , Économie; 物理 ,\n"
     assert import_text(command, more, "--update") == "Added 1 course, updated 2, 2 unchanged."
     assert import_text(command, more, "--update") == "Added 0 courses, 5 unchanged."
-    for nothing in ('{"courses": []}', "[]", "code,name,instructor\n"):
-        assert import_text(command, nothing) == "Added 0 courses."
+    assert import_text(command, '{"courses": []}') == "Added 0 courses."
 
 
 def test_import_takes_json_and_what_the_list_answers(command, client, tmp_path):
@@ -235,16 +218,13 @@ def test_import_takes_json_and_what_the_list_answers(command, client, tmp_path):
 
 def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
     before = Course.get_all_courses()
-    text = "code,name,instructor\n\nA,a,a\nB,,b\nA,c,c\nCSE115,d,d\n" + "E,,\n" * 150
+    text = "code,name,instructor\n\nA,a,a\nB,,b\nA,c,c\n" + "E,,\n" * 101
     done = command("import", "-", stdin=text)
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
-    assert lines[:3] == [
-        "line 4: name must be 1 to 120 characters, with no control characters",
-        "line 5: Course code A is also on line 3",
-        "line 6: Course code CSE115 is in the courses already",
-    ]
-    assert lines[-1] == "nothing was stored; 153 rows were refused"
+    assert lines[0] == "line 4: name must be 1 to 120 characters, with no control characters"
+    assert lines[1] == "line 5: Course code A is also on line 3"
+    assert lines[103:] == ["nothing was stored; 103 rows were refused"]
     done = command("import", "-", stdin='[{"code": "A", "name": "a", "instructor": "a"}, 5]')
     assert done.stderr == "row 2: a course must be an object\nnothing was stored; 1 row was refused\n"
     assert Course.get_all_courses() == before
@@ -308,10 +288,8 @@ def test_ctrl_c_at_any_moment_of_an_import_leaves_the_courses_as_they_were(comma
     [
         ("out.csv", "", b"code,name,instructor\r\n"),
         ("OUT.CSV", "utf-8-sig", b"\xef\xbb\xbfcode,name,instructor\r\n"),
-        ("out.csv", "utf-16", "\ufeffcode,name,instructor\r\n".encode("utf-16-le")),
         ("out.json", "", b"[{"),
-        ("out.JSON", "utf-8-sig", b"\xef\xbb\xbf[{"),
-        ("out.json", "utf-16", "\ufeff[{".encode("utf-16-le")),
+        ("out.JSON", "utf-16", "\ufeff[{".encode("utf-16-le")),
     ],
 )
 def test_what_export_writes_import_takes_back_unchanged(command, tmp_path, name, encoding, begin):
@@ -323,15 +301,6 @@ def test_what_export_writes_import_takes_back_unchanged(command, tmp_path, name,
     assert (tmp_path / name).read_bytes().startswith(begin)
     delete_courses()
     assert tell(command("import", name)) == "Added 3 courses."
-    assert command("export", "-").stdout == CATALOGUE.replace("\n", "\r\n")
-
-
-def test_a_catalogue_survives_semicolons_and_utf_16_and_back(command, tmp_path):
-    delete_courses()
-    semicolons = "CODE; Name;instructor\r\nAAS 100;Intro Asian American Studies;Geng, Zhe\r\n"
-    semicolons += 'MATH&151;"Calculus ""I""";Noether\r\nÉCO 1;"Économie; 物理"\r\n;;\r\n'
-    (tmp_path / "semicolons.csv").write_bytes(semicolons.encode("utf-16"))
-    assert tell(command("import", "semicolons.csv")) == "Added 3 courses."
     assert command("export", "-").stdout == CATALOGUE.replace("\n", "\r\n")
 
 
@@ -369,7 +338,7 @@ def execute(path, script):
 
 
 @pytest.mark.sqlite
-def test_a_backup_is_whole_and_never_overwrites(command, tmp_path, monkeypatch):
+def test_a_backup_is_whole_and_never_overwrites(command, tmp_path):
     models.SigningKey.get_key()
     assert tell(command("backup", "b.db")) == "Copied the database to b.db."
     assert contents(tmp_path / "b.db") == contents(models.database.database)
@@ -381,7 +350,7 @@ def test_a_backup_is_whole_and_never_overwrites(command, tmp_path, monkeypatch):
 
 @pytest.mark.sqlite
 def test_a_backup_of_no_database_creates_none(run, tmp_path):
-    assert "nowhere.db" in fail(run("seed.py", "backup", "b.db", DATABASE_URL="sqlite:///nowhere.db"))
+    assert f"{tmp_path}/nowhere.db" in fail(run("seed.py", "backup", "b.db", DATABASE_URL="sqlite:///nowhere.db"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -399,9 +368,7 @@ def test_restore_brings_courses_users_and_the_key_back_while_the_api_runs(run, s
         UPDATE signing_key SET value = 'another';
         """
     execute(tmp_path / "courses.db", change)
-    done = run("seed.py", "restore", "b.db")
-    assert tell(done) == "Restored the database from b.db."
-    assert done.stdout.splitlines()[1].endswith("now has 2 courses and 1 user")
+    assert tell(run("seed.py", "restore", "b.db")) == "Restored the database from b.db."
     assert contents(tmp_path / "courses.db") == saved
     assert (tmp_path / "b.db").read_bytes() == backup
     _, courses = api.request("/courses", Authorization=f"Bearer {api.log_in()}")
@@ -423,14 +390,13 @@ DAMAGE = {
 
 @pytest.mark.sqlite
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_restore_refuses_what_is_no_sound_backup_and_changes_nothing(command, run, tmp_path, damage):
+def test_restore_refuses_what_is_no_sound_backup_and_changes_nothing(command, tmp_path, damage):
     command("random", "500")
     command("backup", "b.db")
-    shutil.copy(tmp_path / "b.db", tmp_path / "courses.db")
-    before = contents(tmp_path / "courses.db")
+    before = contents(models.database.database)
     damage(tmp_path / "b.db")
-    assert "b.db" in fail(run("seed.py", "restore", "b.db"))
-    assert contents(tmp_path / "courses.db") == before
+    assert "b.db" in fail(command("restore", "b.db"))
+    assert contents(models.database.database) == before
 
 
 @pytest.mark.parametrize(("name", "tools"), [("backup", "pg_dump or mariadb-dump"), ("restore", "pg_restore")])
@@ -447,7 +413,7 @@ def test_random_courses_are_the_same_for_the_same_seed(command):
     def make(*arguments):
         delete_courses()
         assert tell(command("random", *arguments)) == "Added 500 courses."
-        return [(course["code"], course["name"], course["instructor"]) for course in Course.get_all_courses()]
+        return [course | {"id": 0} for course in Course.get_all_courses()]
 
     first = make("500")
     assert first != make("500", "--seed", "2")
