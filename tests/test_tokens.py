@@ -2,7 +2,6 @@
 
 import base64
 import hmac
-import http.client
 import json
 import time
 
@@ -122,21 +121,6 @@ def test_two_tokens_are_refused_even_if_both_are_good(stranger):
         assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_request"'
 
 
-def test_the_server_takes_one_authorization_header_of_a_sane_length(start, run):
-    run("seed.py")
-    api = start()
-    good = f"Bearer {api.log_in()}"
-    for values, statuses in (([good], [200]), ([good, good], [400, 401]), ([good, "Bearer bad"], [400, 401])):
-        connection = http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=20)
-        connection.putrequest("GET", "/courses")
-        for value in values:
-            connection.putheader("Authorization", value)
-        connection.endheaders()
-        assert connection.getresponse().status in statuses
-        connection.close()
-    assert api.request("/courses", Authorization="Bearer " + "a." * 50_000)[0] == 431
-
-
 # -- Forgeries ---------------------------------------------------------------------------------------------------------
 
 HEADER = b'{"alg":"HS256","typ":"JWT"}'
@@ -179,22 +163,18 @@ FORGED = {  # of each token: the reason to refuse it, and a function that makes 
     "alg in small letters": (NOT_HS256, lambda: forge(b'{"alg":"hs256"}')),
     "alg twice": (NOT_HS256, lambda: forge(b'{"alg":"HS256","alg":"none"}')),
     "HS512 with our key": (NOT_HS256, lambda: forge(b'{"alg":"HS512"}', digest="sha512")),
-    "RS256 signed with our key": (NOT_HS256, lambda: forge(b'{"alg":"RS256"}')),
-    "signed with a public key": (NOT_OURS, lambda: forge(key=b"-----BEGIN PUBLIC KEY-----\nMFww")),
     "empty key": (NOT_OURS, lambda: forge(key=b"")),
     "the tutorial's key": (NOT_OURS, lambda: forge(key=b"your.name")),
     "a key of the token's own": (NOT_OURS, lambda: forge(b'{"alg":"HS256","jwk":{"kty":"oct","k":"YQ"}}', key=b"a")),
-    "a key from elsewhere": (NOT_OURS, lambda: forge(b'{"alg":"HS256","jku":"http://192.0.2.1/"}', key=b"")),
     "no signature": (MALFORMED, lambda: forge().rpartition(".")[0] + "."),
     "another's signature": (NOT_OURS, lambda: forge().rpartition(".")[0] + forge(payload=odd_claims())[-44:]),
     "crit that would break a header": (MALFORMED, lambda: forge(rb'{"alg":"HS256","crit":["\"\r\nSet-Cookie: a=b"]}')),
-    "b64 false": (MALFORMED, lambda: forge(b'{"alg":"HS256","b64":false,"crit":["b64"]}')),
     "header that is a list": (MALFORMED, lambda: forge(b'["HS256"]')),
     "header nested 5,000 deep": (MALFORMED, lambda: forge(b"[" * 5000)),
     "payload that is no JSON": (MALFORMED, lambda: forge(payload=b"faisal")),
-    "payload of 15 KB": (MALFORMED, lambda: forge(payload=b'"' + b"x" * 15_000 + b'"')),
     "two parts": (MALFORMED, lambda: forge().rpartition(".")[0]),
     "five parts": (MALFORMED, lambda: forge() + ".a.b"),
+    "two headers, joined": (MALFORMED, lambda: f"{forge()}, Bearer {forge()}"),
     "padding": (MALFORMED, lambda: forge() + "="),
     "the other base64 alphabet": (MALFORMED, lambda: forge(HEADER[:-1] + b',"x":"???>>>"}').replace("_", "/")),
     "a blank inside": (MALFORMED, lambda: forge()[:9] + " " + forge()[9:]),
