@@ -5,8 +5,8 @@
 
 Any other WSGI server can serve it as `course_api:app`, once seed.py has prepared the database.
 
-Settings are environment variables, read once at start; a bad value stops the start. NAME_FILE names a file that holds
-the value, for a Docker secret:
+Settings are environment variables, read once at start. An invalid value stops the program. NAME_FILE can name a file
+that holds the value instead, such as a Docker secret:
 
     HOST           address to listen on (127.0.0.1)
     PORT           port to listen on (5000); 0 takes a free one
@@ -59,6 +59,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 
 import models
+import seed
 from models import Course, User, ValidationError, clean, read_setting
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ LOG_LEVEL = read_setting("LOG_LEVEL", "INFO", LEVEL, "DEBUG, INFO, WARNING or ER
 if 0 < len(SECRET_KEY) < 32:  # RFC 7518 §3.2: HS256's own length
     sys.exit("SECRET_KEY must have 32 bytes or more; make one with: openssl rand -hex 32")
 try:
-    timeouts = {"socket_timeout": models.CONNECT_SECONDS, "socket_connect_timeout": models.CONNECT_SECONDS}
+    timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), models.CONNECT_SECONDS)
     storage = limits.storage.storage_from_string(LIMIT_STORAGE, wrap_exceptions=True, **timeouts)
 except (limits.errors.ConfigurationError, NotImplementedError, ValueError):
     sys.exit("LIMIT_STORAGE must be memory://, or like redis://host:6379 with requirements-servers.txt installed")
@@ -104,7 +105,7 @@ app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route
 
 
 def render_error(error):
-    """Return any error, Bottle's own too, as JSON of the one shape; headers that came with it stay."""
+    """Return every error, Bottle's included, as JSON of one shape; its headers stay."""
     if error.status_code == 405:
         methods = {"OPTIONS", *error.headers["Allow"].split(",")}
         allowed = sorted(methods | ({"HEAD"} if "GET" in methods else set()))
@@ -120,16 +121,16 @@ app.default_error_handler = render_error
 
 
 def unavailable(what, error):
-    """Log that something is away, and return the 503 for it (RFC 9110 §15.6.4)."""
+    """Log an outage, and return the 503 for it (RFC 9110 §15.6.4)."""
     log.error("%s is not available: %s", what, " ".join(str(error).split()))
     return HTTPError(503, f"{what} is not available; try again soon", retry_after="1")
 
 
 @app.install
 def handle_exceptions(callback):
-    """Turn what a handler raises into an error: 400 or 409 for bad input, 503 for an outage, 500 for our own fault.
+    """Turn exceptions into errors: 400 or 409 for bad input, 503 for an outage, 500 for a bug.
 
-    The connection is closed then, so that the next request opens a new one.
+    An outage or a bug closes the connection, so that the next request opens a new one.
     """
 
     @functools.wraps(callback)
@@ -166,7 +167,7 @@ HEADERS = {
 
 @app.hook("after_request")
 def add_headers():
-    """Add the HEADERS that the response does not have."""
+    """Add the HEADERS that the response lacks."""
     headers = response.headers.dict  # set_header costs four times as much (measured)
     for name, value in HEADERS.items():
         if name not in headers:
@@ -174,7 +175,7 @@ def add_headers():
 
 
 def allow_origin():
-    """Let the pages of CORS_ORIGINS read every response, errors too (Fetch standard, CORS protocol)."""
+    """Let the pages of CORS_ORIGINS read every response, errors included (Fetch standard, CORS protocol)."""
     response.set_header("Vary", "Accept, Origin")
     origin = request.environ.get("HTTP_ORIGIN", "")
     if origin and (origin in allowed_origins or "*" in allowed_origins):
@@ -187,7 +188,7 @@ def allow_origin():
 
 
 def trust_proxy():
-    """Take the client's address, without a port, from X-Forwarded-For, where the TRUSTED_PROXY adds it at the end."""
+    """Take the client's address, without its port, from the end of X-Forwarded-For, where TRUSTED_PROXY appends it."""
     environ = request.environ
     if trusted_proxy in ("*", environ.get("REMOTE_ADDR")):
         forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip(' \t"')
@@ -198,7 +199,7 @@ def trust_proxy():
 
 @app.hook("before_request")
 def refuse_invalid_path():
-    """Refuse a path that is not UTF-8, of which Bottle would drop bytes, or has NUL, which no database takes."""
+    """Refuse a path with NUL, which no database stores, or that is not UTF-8, from which Bottle would drop bytes."""
     path = request.environ["bottle.raw_path"]
     if "\0" in path or (not path.isascii() and path.encode("latin1") != request.environ["PATH_INFO"].encode()):
         raise HTTPError(400, "the path must be percent-encoded UTF-8 without NUL")
@@ -214,12 +215,12 @@ if models.POOLED:
 # -- Request parsing ---------------------------------------------------------------------------------------------------
 
 MAX_BODY = 16 * 1024 * 1024  # bytes
-MAX_ROWS, MAX_ERRORS = 400_000, 100  # courses in an upload, and bad ones that a response names
+MAX_ROWS, MAX_ERRORS = 400_000, 100  # courses in an upload, and bad rows that a response names
 JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlencoded"
 ORDER = Literal["id", "code", "name", "instructor", "-id", "-code", "-name", "-instructor"]
-TEXT = Annotated[str, Meta(pattern=f"^{models.TEXT}$")]
+TEXT = Annotated[str, Meta(pattern=f"^{models.RULES['name'][0]}$")]
 CURSOR = Annotated[str, Meta(pattern=rf"^-?(id|code|name|instructor):[0-9]{{1,18}}:[^{models.CONTROL}]{{0,120}}$")]
-PARAMETERS = {  # of all queries: the kind of value of each, and its rule in words
+PARAMETERS = {  # the type of each query parameter, and its rule in words
     "q": (TEXT, models.RULES["name"][1]),
     "instructor": (TEXT, models.RULES["name"][1]),
     "sort": (ORDER, "id, code, name or instructor, with - in front for descending order"),
@@ -238,13 +239,13 @@ def abort_unless(condition, message):
 
 
 def parse_query(known):
-    """Return the parameters of the query, of those known, that are not blank; raise 400 for any other query."""
+    """Return the query's parameters that are not blank; raise 400 for an unknown, repeated or invalid one."""
     params = {}
     if not request.environ.get("QUERY_STRING"):
         return params
     try:
-        given = [(name, text.strip()) for name, text in request.query.decode().allitems() if name != "token"]
-        for name, text in given:
+        pairs = [(name, text.strip()) for name, text in request.query.decode().allitems() if name != "token"]
+        for name, text in pairs:
             use = f"use {', '.join(known)}" if known else "this path takes none but token"
             abort_unless(name in known, f"there is no parameter {name}; {use}")
             abort_unless(name not in params, f"the parameter {name} is repeated; send it once")
@@ -259,9 +260,9 @@ def parse_query(known):
 
 
 def read_body(*content_types):
-    """Return the content type of the body, one of these, and the body in bytes.
+    """Return the body's content type, one of these, and its bytes.
 
-    Raises 415 for another type or a Content-Encoding, 413 for more than MAX_BODY bytes, 400 for a body cut short.
+    Raises 415 for another type or a Content-Encoding, 413 for more than MAX_BODY bytes, 400 for a truncated body.
     """
     content_type = request.content_type.partition(";")[0].strip()
     if content_type not in content_types:
@@ -284,7 +285,7 @@ def read_body(*content_types):
 
 
 def decode_json(body):
-    """Return the value that JSON holds; raise 400 if it is not JSON in UTF-8."""
+    """Return the value of a JSON body; raise 400 if it is not JSON in UTF-8."""
     try:
         return msgspec.json.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -294,13 +295,13 @@ def decode_json(body):
 
 
 def clean_fields(document, *fields):
-    """Return those fields that an object has; raise 400 if it is no object, ValidationError for a bad field."""
+    """Return the fields that an object has; raise 400 if it is not an object, ValidationError for a bad field."""
     abort_unless(isinstance(document, dict), "the body must be a JSON object")
     return {field: clean(field, document[field]) for field in fields if field in document}
 
 
 def prefers(media_type, over):
-    """Return whether Accept rates a media type above another one, wildcards counted (RFC 9110 §12.5.1)."""
+    """Return whether Accept rates one media type above another, wildcards included (RFC 9110 §12.5.1)."""
     accept = request.environ.get("HTTP_ACCEPT", "").lower()
     rates = dict(re.findall(r"([^\s,;]+)\s*(?:;[^,]*?\bq=([01](?:\.\d{0,3})?))?[^,]*", accept))
 
@@ -338,9 +339,9 @@ def make_token(username):
 
 @functools.lru_cache(maxsize=1024)
 def verify_token(token, key):
-    """Return the user name and the expiry, in Unix time, of a token of ours; raise jwt.InvalidTokenError for another.
+    """Return the user name and expiry, in Unix time, of a token of ours; raise jwt.InvalidTokenError for any other.
 
-    Good tokens are cached, since a signature never changes. Whether one has expired is checked each time.
+    Good tokens are cached, since a signature never changes. The expiry is checked on every request.
     """
     if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII):  # base64url without padding (RFC 7515 §2)
         raise jwt.DecodeError
@@ -352,13 +353,13 @@ def verify_token(token, key):
 
 
 def unauthorized(reason, error="invalid_token"):
-    """Return the 401 for a token that is missing or bad; it has no error code without one (RFC 6750 §3.1)."""
+    """Return the 401 for a bad token, or for a missing one, which gets no error code (RFC 6750 §3.1)."""
     challenge = f'Bearer error="{error}", error_description="{reason}"' if error else "Bearer"
     return HTTPError(401, {"error": "Invalid token", "reason": reason}, www_authenticate=challenge)
 
 
 def authenticate():
-    """Return the user whose token the request has, or None without one.
+    """Return the user of the request's token, or None if there is no token.
 
     Raises 401 if it is bad or has expired, 400 if there are two (RFC 6750 §2).
     """
@@ -382,19 +383,19 @@ def authenticate():
 
 
 def authorize_write(username):
-    """Raise 401 if the user does not exist any more, 403 if the user may only read."""
+    """Raise 401 if the user no longer exists, 403 if the user may only read."""
     role = User.get_role(username)
     if not role:
-        raise unauthorized("the user does not exist any more")
+        raise unauthorized("the user no longer exists")
     if role == "reader":
         challenge = 'Bearer error="insufficient_scope"'
         raise HTTPError(403, f"user {username} may only read", www_authenticate=challenge)
 
 
 class JWTPlugin:
-    """Lets a request reach its route only with a token, unless the route is public, and write only as an editor.
+    """Requires a token on every route that is not public, and an editor's for writes.
 
-    Then it hands the route its path's arguments and the parameters of the query.
+    Routes then get the path's arguments and the query's parameters.
     """
 
     name, api = "jwt", 2
@@ -420,23 +421,23 @@ app.install(JWTPlugin())
 
 # -- Login -------------------------------------------------------------------------------------------------------------
 
-MAX_LOGINS = 16  # at once; they are hashed one after the other
+MAX_LOGINS = 16  # at a time; their passwords are hashed one after the other
 ADDRESS_LIMIT = type(LOGIN_LIMIT)(10 * LOGIN_LIMIT.amount, LOGIN_LIMIT.multiples)
 throttle = limits.strategies.MovingWindowRateLimiter(storage)
 login_slots, hashing = threading.BoundedSemaphore(MAX_LOGINS), threading.Lock()
 
 
 def client_network():
-    """Return the client's address; of IPv6 the first 64 bits, since a client has all that follow (RFC 6177 §2)."""
+    """Return the client's address; of IPv6 its network of 64 bits, all of which a client has (RFC 6177 §2)."""
     address = request.environ.get("REMOTE_ADDR", "")
     with contextlib.suppress(ValueError):
         ip = ipaddress.IPv6Address(address)
-        return str(ip.ipv4_mapped or ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))
+        return str(ip.ipv4_mapped or ipaddress.IPv6Network((ip, 64), strict=False))
     return address
 
 
 def check_throttle(keys):
-    """Raise 429 if any of the keys, each a limit and what it counts, has reached its limit."""
+    """Raise 429 if any key, a limit and what it counts, has reached its limit."""
     for key in keys:
         if not throttle.test(*key):
             seconds = max(1, math.ceil(throttle.get_window_stats(*key).reset_time - time.time()))
@@ -465,7 +466,7 @@ def check_password(username, password):
 
 
 def parse_form(body):
-    """Return the fields of a form; raise 415 if it is really JSON, as curl sends it without a header."""
+    """Return the fields of a form; raise 415 if it is JSON, which curl sends as a form without the header."""
     if body.lstrip().startswith(b"{"):
         raise HTTPError(415, "this is JSON, not a form; send the header Content-Type: application/json")
     try:
@@ -482,6 +483,7 @@ def log_in():
     login = clean_fields(document, "username", "password")
     abort_unless(len(login) == 2, "username and password must be provided")
     check_password(**login)
+    request.environ["REMOTE_USER"] = login["username"]  # for the access log
     signing_key.cache_clear()  # a restored backup can have another one
     token = make_token(login["username"])
     response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
@@ -500,12 +502,12 @@ EITHER = "Course name or instructor's name must be provided"
 
 
 def url(path):
-    """Return a path as the client sees it: below URL_PREFIX, and percent-encoded (RFC 3986 §3.3)."""
+    """Return a path as the client sees it, below URL_PREFIX and percent-encoded (RFC 3986 §3.3)."""
     return quote(request.environ.get("SCRIPT_NAME", ""), encoding="latin1") + quote(path, safe="/!$&'()*+,;=:@")
 
 
 def empty_response(status, path):
-    """Return a response without a body that leads to a path."""
+    """Return an empty response with the Location of a path."""
     response.status = status
     response.set_header("Location", url(path))
     response.content_type = "text/plain"
@@ -518,12 +520,12 @@ def make_etag(body):
 
 
 def matches(condition, etag):
-    """Return whether a header names an ETag, strong or weakened by a proxy that compresses, or any with `*`."""
+    """Return whether a header names an ETag, strong or weakened by a compressing proxy, or any with `*`."""
     return condition.strip() == "*" or etag in re.findall(r'"[^"]*"', condition)
 
 
 def conditional_response(body):
-    """Return a body with its ETag, or 304 if the client has it already (RFC 9110 §13.1.2)."""
+    """Return a body with its ETag, or 304 if the client already has it (RFC 9110 §13.1.2)."""
     etag = make_etag(body)
     response.set_header("ETag", etag)
     if matches(request.environ.get("HTTP_IF_NONE_MATCH", ""), etag):
@@ -533,9 +535,9 @@ def conditional_response(body):
 
 
 def check_conditions(code):
-    """Return the course that If-Match names, or None without that header; raise 412 if a condition fails.
+    """Return the course that met the conditions, or None if there are none; raise 412 if one fails (RFC 9110 §13.1).
 
-    The write then requires the course to be unchanged, so nothing can come between (RFC 9110 §13.1).
+    The write then requires the course to be unchanged, so that nothing can come between.
     """
     if_match, if_none_match = (request.environ.get(f"HTTP_IF_{name}") for name in ("MATCH", "NONE_MATCH"))
     course = None if (if_match, if_none_match) == (None, None) else Course.get_json(code)
@@ -547,7 +549,7 @@ def check_conditions(code):
 
 
 def pagination_links(total, cursor, limit, offset):
-    """Return the Link header of a page (RFC 8288); one that was reached by a cursor has no total, last or previous."""
+    """Return the Link header of a page (RFC 8288), without last and prev if it was reached by a cursor."""
     changes = {"first": {}}
     if total is not None:
         changes["last"] = {"offset": max(total - 1, 0) // limit * limit}
@@ -593,7 +595,8 @@ def add_courses(update="false"):
     update = update.lower() == "true"
     if content_type == CSV:
         _, _, charset = request.content_type.partition("charset=")
-        rows, unit = models.read_csv(body, charset.partition(";")[0].strip(' "'), MAX_ROWS), "line"
+        text = models.decode_text(body, charset.partition(";")[0].strip(' "'))
+        rows, unit = models.read_csv(text, MAX_ROWS), "line"
     else:
         document = decode_json(body)
         if isinstance(document, dict) and isinstance(document.get("courses"), list):  # as GET /courses returns it
@@ -602,11 +605,11 @@ def add_courses(update="false"):
             return add_course(document)
         rows, unit = dict(enumerate(document if isinstance(document, list) else [document], 1)), "row"
         abort_unless(len(rows) <= MAX_ROWS, f"there are more than {MAX_ROWS} rows; send them in several requests")
-    counts = Course.add_courses(rows, update, unit)
+    created, updated, _ = Course.add_courses(rows, update, unit)
     if update:
-        return msgspec.json.encode({"created": counts.created, "updated": counts.updated})
+        return msgspec.json.encode({"created": created, "updated": updated})
     response.status = 201
-    return msgspec.json.encode({"created": counts.created})
+    return msgspec.json.encode({"created": created})
 
 
 def add_course(row):
@@ -621,7 +624,7 @@ def add_course(row):
 
 @app.route("/courses/<code>", method=["PUT", "PATCH"])
 def update_course(code):
-    """Set the name and the instructor of a course, or with PATCH one of them."""
+    """Set a course's name and instructor, or with PATCH either of them."""
     _, body = read_body(JSON)
     change = clean_fields(decode_json(body), "name", "instructor")
     abort_unless(change or request.method == "PUT", EITHER)
@@ -673,7 +676,7 @@ def redirect_to_docs():
 
 @app.get("/health", public=True)
 def get_health():
-    """Report whether the database can be asked for a course."""
+    """Report whether the database can read a course."""
     try:
         models.check_health()
     except peewee.PeeweeException as error:
@@ -694,11 +697,11 @@ LIMITS = {
     "ident": None,  # no Server header
     "clear_untrusted_proxy_headers": False,  # trust_proxy() reads the only one
 }
-LINGER_SECONDS = 0.5  # after SIGTERM, how long open connections may send another request
-DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and how long requests may take to finish; Docker kills after 10
+LINGER_SECONDS = 0.5  # after SIGTERM, open connections may still send a request
+DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and requests have this long to finish; Docker kills after 10
 QUICK_PATH = re.compile(r"/courses/[^/]+")
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-access_log = collections.deque()  # lines to write: many with one call, which takes a tenth off each request (measured)
+access_log = collections.deque()  # lines to write in batches, which takes a tenth off each request (measured)
 dispatcher, login_dispatcher = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
 stopping = threading.Event()
 
@@ -706,12 +709,12 @@ stopping = threading.Event()
 class Task(WSGITask):
     def set_close_on_finish(self):
         """Close if the request asks for it; waitress would also close after a 204, which has no length."""
-        asked = self.version == "1.0" or self.request.headers.get("CONNECTION", "").lower() == "close"
-        if asked or self.has_body:
+        must_close = self.version == "1.0" or self.request.headers.get("CONNECTION", "").lower() == "close"
+        if must_close or self.has_body:
             super().set_close_on_finish()
 
     def service(self):
-        """Respond, and log it without the query and the headers, which can hold a token."""
+        """Respond, and log the request without its query and headers, which can hold a token."""
         try:
             super().service()
         finally:
@@ -742,7 +745,7 @@ class RefusalTask(Task):
 
 class Parser(HTTPRequestParser):
     def parse_header(self, header_plus):
-        """Refuse headers that would take long, or that a proxy could read in another way (RFC 9112 §6.1)."""
+        """Refuse headers that would take too long, or that a proxy could read differently (RFC 9112 §6.1)."""
         if header_plus.count(b" ") + header_plus.count(b"\t") > MAX_BLANKS:
             raise ParsingError("there are too many blanks in the headers")
         try:
@@ -757,7 +760,7 @@ class Channel(HTTPChannel):
     task_class, error_task_class, parser_class = Task, RefusalTask, Parser
 
     def handle_read(self):
-        """Read; then answer here what the server has left to this thread."""
+        """Read, and then serve what the server has left to this thread."""
         super().handle_read()
         while self.server.quick is self:
             self.server.quick = None
@@ -775,9 +778,9 @@ class Channel(HTTPChannel):
 
 
 class Server(TcpWSGIServer):
-    """Leaves one indexed read of SQLite to the thread that read the request, and all else to waitress' threads.
+    """Leaves one indexed read of SQLite to the thread that read the request, and everything else to waitress' threads.
 
-    To hand such a request, and the interpreter's lock, to another thread takes longer than the request (measured).
+    Handing such a request, and the interpreter's lock, to another thread takes longer than the request (measured).
     Logins, which wait for each other, have threads of their own.
     """
 
@@ -803,26 +806,6 @@ class Server(TcpWSGIServer):
             super().add_task(channel)
 
 
-def stop_on_signals(server):
-    """Stop after SIGTERM or Ctrl-C, once the requests have finished. A second signal stops at once."""
-
-    def stop(number, _frame):
-        signal.signal(number, signal.SIG_DFL)
-        stopping.set()
-        server.trigger.pull_trigger()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-
-
-def serve(servers, sockets):
-    """Serve until a signal says to stop, then drain."""
-    while not stopping.is_set():
-        poll(sockets, 1)
-    drain(servers, sockets)
-    poll(sockets, 0)  # writes the last lines of the log
-
-
 def poll(sockets, seconds):
     """Serve what comes within this time, and write the access log."""
     wasyncore.loop(seconds, use_poll=hasattr(select, "poll"), map=sockets, count=1)  # Windows has none
@@ -832,8 +815,24 @@ def poll(sockets, seconds):
             print(*lines, sep="\n", flush=True)
 
 
-def drain(servers, sockets):
-    """Accept no more connections, answer what has been accepted, and close each connection once it is idle."""
+def serve(servers, sockets):
+    """Serve until SIGTERM or Ctrl-C; then answer what has been accepted, and close each connection once it is idle.
+
+    A second signal stops at once.
+    """
+
+    def stop(number, _frame):
+        signal.signal(number, signal.SIG_DFL)
+        stopping.set()
+        servers[0].trigger.pull_trigger()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(HOST, f"[{HOST}]" if ":" in HOST else HOST)  # noqa: S104
+    address = f"http://{host}:{servers[0].effective_port}{URL_PREFIX}"  # that a browser on this machine takes
+    log.info("Serving %s on %s; press Ctrl-C to stop", models.DATABASE_NAME, address)
+    while not stopping.is_set():
+        poll(sockets, 1)
     for server in servers:
         for _ in range(server.adj.backlog):
             server.handle_accept()
@@ -845,31 +844,31 @@ def drain(servers, sockets):
         for channel in channels:
             is_idle = not (channel.request or channel.requests or channel.total_outbufs_len)
             channel.will_close |= is_idle and time.monotonic() - start > LINGER_SECONDS
+    poll(sockets, 0)  # writes the last lines of the log
+    log.info("Stopped")
 
 
 def connection_limit():
-    """Let the process open as many files as it may, one for each connection; return how many connections fit."""
+    """Allow an open file for each connection; return how many connections fit."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return MAX_CONNECTIONS
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    return min(MAX_CONNECTIONS, files - 100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + 100  # the database and the docs need some
+    files = hard if 0 < hard < wanted else wanted  # "unlimited" is a negative number, or one that macOS does not take
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+    return files - 100
 
 
 def prepare():
-    """Prepare the database and the key, and log what an operator should know; stop the program if either fails."""
-    is_public = HOST not in ("127.0.0.1", "::1", "localhost")
+    """Prepare the database and the key, and log what an operator should know; exit if the database cannot be used."""
     with models.exit_if_unusable():
         models.init_db()
-        if models.IN_MEMORY or is_public:
-            import seed  # only here: its progress bar takes long to import
-
-            if models.IN_MEMORY:
-                seed.add_dummy_data()
-            if is_public and User.match_user(*seed.DUMMY_USER):
-                log.warning("everyone knows the password of user faisal; change it: python seed.py user faisal")
+        if models.IN_MEMORY:
+            seed.add_dummy_data()
+        if HOST not in ("127.0.0.1", "::1", "localhost") and User.match_user(*seed.DUMMY_USER):
+            log.warning("everyone knows the password of user faisal; change it: python seed.py user faisal")
         if not User.select().exists():
             log.info("there is no user yet; run python seed.py")
         signing_key()
@@ -878,7 +877,7 @@ def prepare():
 
 
 def main():
-    """Serve the app with waitress, as the settings say."""
+    """Serve the app with waitress."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=VERSION)
     parser.parse_args()
@@ -889,19 +888,14 @@ def main():
     logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits
     prepare()
     dispatcher.set_thread_count(THREADS)
-    login_dispatcher.set_thread_count(MAX_LOGINS)
+    login_dispatcher.set_thread_count(MAX_LOGINS + 1)  # one more, to refuse the others
     sockets = {}
     try:
         adj = Adjustments(host=HOST, port=PORT, url_prefix=URL_PREFIX, connection_limit=connection_limit(), **LIMITS)
         servers = [Server(app, sockets, dispatcher=dispatcher, adj=adj, sockinfo=info) for info in adj.listen]
     except (OSError, ValueError) as error:
         sys.exit(f"cannot listen on {HOST}:{PORT}: {error}; see HOST and PORT")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(HOST, HOST)  # noqa: S104 (what a browser takes)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{servers[0].effective_port}{URL_PREFIX}"
-    stop_on_signals(servers[0])
-    log.info("Serving %s on %s; press Ctrl-C to stop", models.DATABASE_NAME, address)
     serve(servers, sockets)
-    log.info("Stopped")
 
 
 if __name__ == "__main__":

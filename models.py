@@ -27,7 +27,7 @@ import secrets
 import sys
 import time
 from types import SimpleNamespace
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import argon2
 import msgspec
@@ -40,9 +40,9 @@ from playhouse.pool import PooledDatabase, PooledMySQLDatabase, PooledPostgresql
 
 
 def read_setting(name, default, kind=str, rule=""):
-    """Return a setting, from the environment or the file that NAME_FILE names, as a kind of value that msgspec knows.
+    """Return a setting, from the environment or the file that NAME_FILE names, as a `kind`, a type that msgspec knows.
 
-    Stops the program with one line, which has the rule, if the value is not of this kind.
+    Exits with one line that states the rule if the value is not of this kind.
     """
     text, path = os.environ.get(name), os.environ.get(f"{name}_FILE")
     if text and path:
@@ -61,20 +61,20 @@ URL = Annotated[str, msgspec.Meta(pattern=r"^(sqlite:///.*|sqlite://|(postgres|p
 URL_RULE = "like sqlite:///courses.db, postgresql://user:password@host/name or mysql://user:password@host/name"
 DATABASE_URL = read_setting("DATABASE_URL", "sqlite:///courses.db", URL, URL_RULE)
 IN_MEMORY = DATABASE_URL in ("sqlite:///:memory:", "sqlite:///", "sqlite://")
-log = logging.getLogger("course_api")
-MIGRATIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
+MIGRATIONS = pathlib.Path(__file__).with_name("migrations")
 BUSY_SECONDS = 5  # how long a write to SQLite waits for another one, and how long conflicts are retried
 CONNECT_SECONDS = 1  # how long it may take to connect to a database server
+log = logging.getLogger("course_api")
 
 
 class ServerPool:
-    """What a pool of connections to a database server needs besides Peewee's own."""
+    """Adds a circuit breaker and a time limit for each statement to Peewee's pools of connections."""
 
     circuit_open_until = 0  # on the monotonic clock, in seconds
     statement_limit = ""  # SQL in front of each statement, set by limit_statements()
 
     def _connect(self):
-        """Fail at once for a moment after a failure: Peewee lets one thread connect at a time, and others wait."""
+        """Fail fast for a second after a failure: Peewee lets one thread connect at a time, and the others wait."""
         if time.monotonic() < self.circuit_open_until:
             raise peewee.OperationalError("could not connect a moment ago")
         try:
@@ -95,13 +95,15 @@ class MariaDB(ServerPool, PooledMySQLDatabase):
     pass
 
 
-PRAGMAS = {
-    "journal_mode": "wal",
-    "synchronous": "full",  # WAL alone can lose an acknowledged write in a power cut (sqlite.org/pragma.html)
-    "foreign_keys": "on",
-    "cache_size": -8000,  # KiB; a page out of 100,000 courses takes half as long as with 2000 (measured)
+SQLITE = {
+    "timeout": BUSY_SECONDS,
+    "pragmas": {
+        "journal_mode": "wal",
+        "synchronous": "full",  # WAL alone can lose an acknowledged write in a power cut (sqlite.org/pragma.html)
+        "foreign_keys": "on",
+        "cache_size": -8000,  # KiB; a page out of 100,000 courses takes half as long as with 2000 (measured)
+    },
 }
-BUSY = {"timeout": BUSY_SECONDS}
 POOL = {"max_connections": 0, "stale_timeout": 300, "connect_timeout": CONNECT_SECONDS}  # one for each thread at most
 FOUND_ROWS = 2  # in MariaDB, an UPDATE that changes nothing counts its rows too
 LISTS = "group_concat_max_len = 1073741824"  # bytes; without it MariaDB's JSON_ARRAYAGG gives NULL for a long list
@@ -111,11 +113,7 @@ MARIADB_OUTAGE = r"^\((2\d{3}|1040|1053|1129|1130|1927|1205|1213|1969|1021|1041|
 DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     "database": (peewee.SqliteDatabase, PostgreSQL, MariaDB),
     # Options of every connection, first those that DATABASE_URL can change; tcp_user_timeout is in milliseconds.
-    "options": (
-        {"pragmas": PRAGMAS} | BUSY,
-        POOL | {"tcp_user_timeout": 1500},
-        POOL | {"init_command": f"SET {LISTS}"},
-    ),
+    "options": (SQLITE, POOL | {"tcp_user_timeout": 1500}, POOL | {"init_command": f"SET {LISTS}"}),
     "fixed_options": (
         {},
         {"client_encoding": "UTF8", "encoding": None},
@@ -130,12 +128,12 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
     "json_object": ("json_object", "json_build_object", "JSON_OBJECT"),
     "json_array": ("json_group_array", "json_agg", "JSON_ARRAYAGG"),
     "json_type": ("BLOB", "TEXT", "CHAR"),  # SQLite's blobs are copied less often than its text
-    "encode": (bytes, str.encode, str.encode),  # makes bytes of JSON
-    "like": ("LIKE", "ILIKE", ""),  # finds ASCII text in any case, if there is such an operator
-    "match": ("GLOB", "~", "REGEXP"),  # finds a pattern
-    "any_text": ("*", "", ""),  # at either end of such a pattern
-    "escape": (glob.escape, re.escape, re.escape),  # lets a character stand for itself in such a pattern
-    "reads_by_id": (True, False, False),  # whether a whole table comes in the order of its ids
+    "encode": (bytes, str.encode, str.encode),  # turns JSON into bytes
+    "like": ("LIKE", "ILIKE", ""),  # finds ASCII text in any case, where such an operator exists
+    "match": ("GLOB", "~", "REGEXP"),  # matches a pattern
+    "any_text": ("*", "", ""),  # the wildcard at both ends of such a pattern
+    "escape": (glob.escape, re.escape, re.escape),  # escapes a character in such a pattern
+    "reads_by_id": (True, False, False),  # whether a full scan returns rows in the order of their ids
     "upsert": (UPSERT, UPSERT, "ON DUPLICATE KEY UPDATE name = VALUES(name), instructor = VALUES(instructor)"),
     "collation": (None, '"C"', "utf8mb4_nopad_bin"),  # compares text by code points, as SQLite does anyway
     "begin": (["IMMEDIATE"], [], []),  # of a transaction that will write
@@ -146,8 +144,8 @@ DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
         "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)",
     ),
     "for_update": ("", "FOR UPDATE", "FOR UPDATE"),  # locks what is read; SQLite's transaction has locked everything
-    "scrub": ("VACUUM", "VACUUM FULL users", "OPTIMIZE TABLE users"),  # leaves no deleted text in the files
-    # Found in the errors of a database that is away, locked or full; in PostgreSQL, OperationalErrors always are.
+    "scrub": ("VACUUM", "VACUUM FULL users", "OPTIMIZE TABLE users"),  # removes deleted text from the files
+    # Matches the errors of a database that is away, locked or full; all OperationalErrors of PostgreSQL are such.
     "outage": (SQLITE_OUTAGE, "", MARIADB_OUTAGE),
 }
 SCHEMES = {"sqlite": 0, "postgres": 1, "postgresql": 1, "mysql": 2, "mariadb": 2}
@@ -167,28 +165,24 @@ database = dialect.database(**dialect.options | url_options | dialect.fixed_opti
 POOLED = isinstance(database, PooledDatabase)
 READS_NEVER_WAIT = not POOLED and not IN_MEMORY  # thanks to WAL, which a database in memory does not have
 
-# What an undone statement or transaction is known by: SQLSTATEs of PostgreSQL, numbers of MariaDB, SQLite's messages.
+# The errors of a deadlock or a serialization failure: PostgreSQL's SQLSTATEs, MariaDB's numbers, SQLite's messages.
 CONFLICTS = {"40001", "40P01", 1020, 1213, "database is locked", "database table is locked"}
 
 
 def retry_conflicts(operation):
-    """Decorate an operation, one statement or one transaction, so that it is retried when a conflict has undone it.
-
-    There are ten attempts at most, within BUSY_SECONDS, with random pauses so that the same two do not meet again.
-    """
+    """Decorate one statement or transaction so that it is retried, for BUSY_SECONDS, when a conflict undoes it."""
 
     @functools.wraps(operation)
     def wrapper(*args, **kwargs):
         deadline = time.monotonic() + BUSY_SECONDS
-        for _attempt in range(9):
+        while True:
             try:
                 return operation(*args, **kwargs)
             except peewee.OperationalError as error:
                 codes = {getattr(getattr(error, "orig", None), "pgcode", None), *error.args}
                 if not codes & CONFLICTS or time.monotonic() > deadline or database.in_transaction():
                     raise
-            time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (jitter, not a secret)
-        return operation(*args, **kwargs)
+            time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (not a secret: so that the same two do not meet again)
 
     return wrapper
 
@@ -201,7 +195,7 @@ def is_outage(error):
 
 @retry_conflicts
 def init_db(target=database):
-    """Bring the schema up to date, in one transaction if the database has them for that; other processes wait.
+    """Bring the schema up to date, in one transaction where the database supports that; other processes wait.
 
     Raises peewee.DatabaseError if a newer version has created the schema.
     """
@@ -217,15 +211,16 @@ def init_db(target=database):
         if applied:  # and not by another process
             target.execute_sql(dialect.scrub)
             log.info("brought the schema up to date: %s", ", ".join(applied))
-    disconnect()  # MariaDB's lock ends with the connection
+    if POOLED:
+        database.manual_close()  # MariaDB's lock ends with the connection
 
 
 @contextlib.contextmanager
 def exit_if_unusable():
-    """Stop the program with one line if the database cannot be used in this block."""
+    """Exit with one line if the database cannot be used in this block."""
     try:
         yield
-    except (peewee.PeeweeException, TypeError) as error:  # TypeError: of the driver, for an option it does not know
+    except (peewee.PeeweeException, TypeError) as error:  # TypeError: the driver does not know an option
         hint, folder = "check DATABASE_URL", os.path.dirname(os.path.abspath(database.database))
         if isinstance(error, peewee.ImproperlyConfigured):
             hint = "install the drivers: pip install -r requirements-servers.txt"
@@ -234,28 +229,20 @@ def exit_if_unusable():
         sys.exit(f"cannot use the database {DATABASE_NAME}: {' '.join(str(error).split())}; {hint}")
 
 
-def disconnect():
-    """Close this thread's connection and the pool's, but not one to a database in memory, which ends with it."""
-    if not IN_MEMORY:
-        database.close()
-    if POOLED:
-        database.close_idle()
-
-
 def limit_statements():
-    """Limit the time of every statement from now on, unless DATABASE_URL or PGOPTIONS limits it."""
+    """Limit the time of every statement from now on, unless DATABASE_URL or PGOPTIONS does."""
     if "statement_time" not in DATABASE_URL + os.environ.get("PGOPTIONS", ""):
         database.statement_limit = dialect.statement_limit
 
 
 def check_health():
-    """Ask for a course; raise a peewee.PeeweeException if the database does not answer."""
+    """Read a course; raise a peewee.PeeweeException if the database does not answer."""
     database.execute_sql("SELECT 1 FROM courses LIMIT 1").fetchone()
 
 
 # -- Field rules -------------------------------------------------------------------------------------------------------
 
-CONTROL = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"  # within brackets; also surrogates, which no database can store
+CONTROL = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"  # for brackets; includes surrogates, which no database can store
 TEXT = rf"[^{CONTROL}]{{1,120}}"
 RULES = {  # the pattern of each field, and its rule in words
     # Clients resolve "/", "." and ".." in a path themselves (RFC 3986 §5.2.4).
@@ -270,14 +257,11 @@ NAMES_MISSING = "Course name and instructor's name must be provided"
 
 
 class ValidationError(ValueError):
-    """What was given breaks a rule; the message says which."""
+    """Input that breaks a rule; the message says which."""
 
 
 def clean(field, value):
-    """Return the value of a field, trimmed of white space at either end unless it is a password.
-
-    Raises ValidationError with a sentence that names the field and its rule.
-    """
+    """Return a field's value, trimmed unless it is a password; raise ValidationError if it breaks the field's rule."""
     if not isinstance(value, str):
         raise ValidationError(f"{field} must be a string")
     text = value if field == "password" else value.strip()
@@ -296,46 +280,34 @@ BATCH = 1000  # courses in one INSERT
 NO_LIMIT = 2**62  # rows
 
 
-def placeholders(values):
-    return ", ".join(["%s"] * len(values))
-
-
 def sql(text):
     """Return SQL, written with %s, with the database's own placeholders."""
     return text.replace("%s", database.param)
 
 
-# The queries of a request, except logins. The database writes the JSON itself.
+# The queries that requests run, except logins. The database builds the JSON.
 COURSE_JSON = f"{dialect.json_object}('id', id, 'code', code, 'name', name, 'instructor', instructor)"
 GET_COURSE = sql(f"SELECT CAST({COURSE_JSON} AS {dialect.json_type}) FROM courses WHERE code = %s")
 ADD_COURSE = sql("INSERT INTO courses (code, name, instructor) VALUES (%s, %s, %s)")
 UPDATE_COURSE = sql("UPDATE courses SET name = COALESCE(%s, name), instructor = COALESCE(%s, instructor) WHERE ")
-GET_ROLE = sql("SELECT read_only FROM users WHERE username = %s")
 DELETE_COURSE = "DELETE FROM courses WHERE "
 HAS_CODE, IS_SAME = sql("code = %s"), sql("id = %s AND code = %s AND name = %s AND instructor = %s")
+GET_ROLE = sql("SELECT read_only FROM users WHERE username = %s")
 LIST_JSON = f"CASE COUNT(*) WHEN 0 THEN '[]' ELSE {dialect.json_array}({COURSE_JSON}) END"
 SELECT_ALL = f"SELECT COUNT(*), CAST({LIST_JSON} AS {dialect.json_type}) FROM courses"
 SELECT_PAGE = f"""
     SELECT {{total}}, CAST({LIST_JSON} AS {dialect.json_type})
-    FROM (SELECT * FROM courses {{where}} ORDER BY {{order}} LIMIT %s OFFSET %s) AS page"""
+    FROM (SELECT * FROM courses WHERE {{condition}} ORDER BY {{order}} LIMIT %s OFFSET %s) AS page"""
 split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class UploadError(ValidationError):
-    """A refused upload: `rows` are pairs of a row's number and its error; with `conflict`, all are taken codes."""
+    """A refused upload: `rows` pairs each bad row's number with its error; `conflict` if all are taken codes."""
 
     def __init__(self, invalid, duplicates):
         self.rows, self.conflict = sorted(invalid + duplicates), not invalid
         were = "row was" if len(self.rows) == 1 else "rows were"
         super().__init__(f"nothing was stored; {len(self.rows)} {were} refused")
-
-
-class Counts(NamedTuple):
-    """How many courses an upload has added, changed, and found as they were."""
-
-    created: int
-    updated: int
-    unchanged: int
 
 
 class Course(database.Model):
@@ -349,18 +321,15 @@ class Course(database.Model):
     @classmethod
     @retry_conflicts
     def add_course(cls, code, instructor, name):
-        """Add a course.
-
-        Raises ValidationError for a bad field, peewee.IntegrityError if the code is taken.
-        """
+        """Add a course; raise ValidationError for a bad field, peewee.IntegrityError if the code is taken."""
         database.execute_sql(ADD_COURSE, (clean("code", code), clean("name", name), clean("instructor", instructor)))
 
     @classmethod
     def add_courses(cls, rows, update=False, unit="row", watch=iter, dry_run=False):
-        """Add courses, all or none, from a dict of each row's number and its fields; return the Counts.
+        """Add courses, all or none; return how many were added, updated and unchanged.
 
-        With `update`, courses that exist are changed. With `dry_run`, nothing is stored in the end. `unit` is what the
-        numbers count: "row" or "line". `watch` may show progress while it passes on the courses to store. Raises
+        `rows` maps each row's number, which counts a `unit`, to its fields. `update` changes courses that exist.
+        `dry_run` stores nothing in the end. `watch` passes on the courses to store, and may show progress. Raises
         UploadError, which names each bad row.
         """
         courses, invalid, duplicates = {}, [], []  # courses: the row's number and the fields of each code
@@ -369,26 +338,25 @@ class Course(database.Model):
                 code, *others = check_row(row)
                 first, *_ = courses.setdefault(code, (number, code, *others))
                 if first != number:
-                    place = "in row" if unit == "row" else "on line"
-                    duplicates.append((number, f"Course code {code} is also {place} {first}"))
+                    duplicates.append((number, f"Course code {code} repeats {unit} {first}"))
             except ValidationError as error:
                 invalid.append((number, str(error)))
-        for _attempt in range(3):  # a code that is taken may be free again by the time it is looked up
-            if not (invalid or duplicates):
-                with contextlib.suppress(peewee.IntegrityError):
-                    return cls.store([fields for _, *fields in courses.values()], update, watch, dry_run)
-            for codes in [] if update else peewee.chunked(courses, BATCH):
-                taken = cls.find(codes)
-                duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for code in taken]
-            if invalid or duplicates:
-                break
+        if not (invalid or duplicates):
+            with contextlib.suppress(peewee.IntegrityError):
+                return cls.store([fields for _, *fields in courses.values()], update, watch, dry_run)
+        for codes in [] if update else peewee.chunked(courses, BATCH):
+            taken = cls.find(codes)
+            duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for code in taken]
+        if not (invalid or duplicates):  # a code that was taken has become free
+            return cls.add_courses(rows, update, unit, watch, dry_run)
         raise UploadError(invalid, duplicates)
 
     @classmethod
     def find(cls, codes):
-        """Return the fields of those courses that exist, by their codes; lock them until a transaction ends."""
-        query = f"SELECT code, name, instructor FROM courses WHERE code IN ({placeholders(codes)}) {dialect.for_update}"
-        return {code: [code, *others] for code, *others in database.execute_sql(sql(query), codes)}
+        """Return the fields of the courses that exist, by code; lock them until the transaction ends."""
+        condition = f"code IN ({', '.join(['%s'] * len(codes))})"
+        query = sql(f"SELECT code, name, instructor FROM courses WHERE {condition} {dialect.for_update}")
+        return {code: [code, *others] for code, *others in database.execute_sql(query, codes)}
 
     @classmethod
     @retry_conflicts
@@ -401,14 +369,14 @@ class Course(database.Model):
                 new = [course for course in batch if course[0] not in old]
                 changed = [course for course in batch if old.get(course[0], course) != course]
                 for part, ending in ((new, ""), (changed, dialect.upsert)):
+                    values = ", ".join(["(%s, %s, %s)"] * len(part))
                     if part:
-                        values = ", ".join(f"({placeholders(course)})" for course in part)
-                        insert = f"INSERT INTO courses (code, name, instructor) VALUES {values} {ending}"
-                        database.execute_sql(sql(insert), list(itertools.chain(*part)))
+                        insert = sql(f"INSERT INTO courses (code, name, instructor) VALUES {values} {ending}")
+                        database.execute_sql(insert, list(itertools.chain(*part)))
                 created, updated = created + len(new), updated + len(changed)
             if dry_run:
                 transaction.rollback()
-        return Counts(created, updated, len(courses) - created - updated)
+        return created, updated, len(courses) - created - updated
 
     @classmethod
     def get_all_courses(cls):
@@ -424,7 +392,7 @@ class Course(database.Model):
     @classmethod
     @retry_conflicts
     def update_course(cls, code, instructor=None, name=None, old=None):
-        """Change what is given of a course; return whether it exists, and is still as in `old`, a dict.
+        """Change the given fields of a course; return whether it exists and still equals `old`, a dict.
 
         Raises ValidationError for a bad field.
         """
@@ -436,7 +404,7 @@ class Course(database.Model):
     @classmethod
     @retry_conflicts
     def delete_course(cls, code, old=None):
-        """Delete a course; return whether it existed, and was still as in `old`, a dict."""
+        """Delete a course; return whether it existed and still equalled `old`, a dict."""
         condition, key = (IS_SAME, old.values()) if old else (HAS_CODE, [code])
         return database.execute_sql(DELETE_COURSE + condition, tuple(key)).rowcount > 0
 
@@ -450,27 +418,27 @@ class Course(database.Model):
     def get_page(cls, q="", instructor="", sort="id", limit=0, offset=0, after=""):
         """Return how many courses match, a page of them as a JSON array in bytes, and a cursor for the next page.
 
-        They have `q` in any field, in any case, and this instructor. They are sorted by the field `sort`, then by id,
-        in descending order if it begins with "-". The page has up to `limit` courses (0: all), and begins after
-        `offset` courses, or where the cursor `after`, "sort:id:value", says; then the courses are not counted, and the
-        number is None. The cursor is empty on the last page.
+        Courses match that contain `q` in any field, in any case, and have this instructor. They are sorted by the field
+        `sort`, then by id; "-" in front means descending. The page has up to `limit` courses (0: all). It starts after
+        `offset` courses, or at the cursor `after` ("sort:id:value"), and then nothing is counted: the number is None.
+        The cursor is empty on the last page.
         """
         if dialect.reads_by_id and (q, instructor, sort, limit, offset, after) == ("", "", "id", 0, 0, ""):
             total, courses = database.execute_sql(SELECT_ALL).fetchone()
             return total, dialect.encode(courses), ""
         column, descending = sort.removeprefix("-"), sort.startswith("-")
         conditions, values = make_conditions(q, instructor)
-        total, total_values = f"(SELECT COUNT(*) FROM courses {make_where(conditions)})", list(values)
         if after:
-            total, total_values = "NULL", []
             _, number, value = after.split(":", 2)
             operator = "<" if descending else ">"
             conditions.append(f"id {operator} %s" if column == "id" else f"({column}, id) {operator} (%s, %s)")
             values += [int(number)] if column == "id" else [value, int(number)]
+        condition = " AND ".join(conditions) or "TRUE"
+        total, values = ("NULL", values) if after else (f"(SELECT COUNT(*) FROM courses WHERE {condition})", values * 2)
         order = f"{column} DESC, id DESC" if descending else f"{column}, id"
-        query = SELECT_PAGE.format(total=total, where=make_where(conditions), order=order)
-        part = [limit + 1 if limit else NO_LIMIT, 0 if after else offset]
-        total, courses = database.execute_sql(sql(query), total_values + values + part).fetchone()
+        query = sql(SELECT_PAGE.format(total=total, condition=condition, order=order))
+        values += [limit + 1 if limit else NO_LIMIT, 0 if after else offset]
+        total, courses = database.execute_sql(query, values).fetchone()
         if courses is None:  # MariaDB's way to say so
             raise peewee.OperationalError("the list is longer than max_allowed_packet; raise that, or ask for pages")
         courses = dialect.encode(courses)
@@ -484,7 +452,7 @@ class Course(database.Model):
 def make_conditions(q, instructor):
     """Return SQL conditions for the courses with `q` in any field and this instructor, and their values.
 
-    The databases differ in the cases they know. So unless LIKE will do, each letter is looked for in all of its cases.
+    The databases know different cases. So unless LIKE will do, each letter is searched for in all of its cases.
     """
     conditions, values = [], []
     if q.isascii() and dialect.like:
@@ -502,17 +470,13 @@ def make_conditions(q, instructor):
     return conditions, values
 
 
-def make_where(conditions):
-    return "WHERE " + " AND ".join(conditions) if conditions else ""
-
-
 # -- Courses in files --------------------------------------------------------------------------------------------------
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def check_row(row):
-    """Return the code, the name and the instructor of a dict; raise ValidationError if it is no course."""
+    """Return a row's code, name and instructor; raise ValidationError if it is not a course."""
     if not isinstance(row, dict):
         raise ValidationError("a course must be an object")
     if None in row:
@@ -524,9 +488,9 @@ def check_row(row):
 
 
 def decode_text(data, encoding=""):
-    """Return the text of a file's bytes: as its byte order mark says, else in the given encoding, else in UTF-8.
+    """Return the text of a file's bytes, decoded by its byte order mark, else as `encoding` says, else as UTF-8.
 
-    Raises ValidationError with the line that cannot be read.
+    Raises ValidationError with the line that cannot be decoded.
     """
     marked = [name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)]
     encoding = marked[0] if marked else encoding or "utf-8"
@@ -542,27 +506,26 @@ def decode_text(data, encoding=""):
         raise ValidationError(f"there is no encoding {encoding}; use one like windows-1252") from None
 
 
-def read_csv(data, encoding="", max_rows=NO_LIMIT):
-    """Return the rows of a CSV file's bytes (RFC 4180), a dict of the line each begins on and its fields.
+def read_csv(text, max_rows=NO_LIMIT):
+    """Return the rows of CSV text (RFC 4180): a dict from the line that each begins on to its fields.
 
-    It is separated by comma, semicolon or tab, as its column names show, or as a line before them like Excel's "sep=;"
-    says. Blank rows and other columns are ignored. Raises ValidationError, with the line, if it is not CSV.
+    Commas, semicolons or tabs separate the cells, whichever finds the columns in the first line, or what a line like
+    Excel's "sep=;" declares. Blank rows are skipped. Raises ValidationError, with the line, for text that is not CSV.
     """
-    text = decode_text(data, encoding)
-    told = re.match(r"sep=(.)\s*?(\r\n|\r|\n)", text)
-    text = text[told.end() :] if told else text
     rows, line = {}, 1
+    declared = re.match(r"sep=(\t|[^\w\s\"])\s*?(\r\n|\r|\n)", text)
     try:
-        delimiter, names = read_header(text, told[1] if told else ",;\t")
+        delimiter, names = read_header(text[declared.end() :], declared[1]) if declared else read_header(text, ",;\t")
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-        next(reader)
-        line = reader.line_num + (2 if told else 1)
+        for _ in range(2 if declared else 1):
+            next(reader)
+        line = reader.line_num + 1
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 extra = [cell for cell in cells[len(names) :] if cell.strip()]
                 rows[line] = dict(itertools.zip_longest(names, cells[: len(names)], fillvalue=""))
                 rows[line] |= {None: extra} if extra else {}
-            line = reader.line_num + (2 if told else 1)
+            line = reader.line_num + 1
             if len(rows) > max_rows:
                 raise ValidationError(f"there are more than {max_rows} rows; send them in several requests")
     except csv.Error as error:
@@ -571,23 +534,23 @@ def read_csv(data, encoding="", max_rows=NO_LIMIT):
 
 
 def read_header(text, delimiters):
-    """Return the delimiter with which the first record names the most columns that are needed, and all its names.
+    """Return the delimiter that finds the most required columns in the first record, and the names of all columns.
 
-    Raises ValidationError if one that is needed is missing or named twice.
+    Raises ValidationError if a required column is missing or named twice.
     """
     headers = {}
     for delimiter in delimiters:
         start = io.StringIO(text[:100_000], newline="")
-        headers[delimiter] = next(csv.reader(start, delimiter=delimiter, skipinitialspace=True), [])
-    names = {delimiter: [cell.strip().lower() for cell in header] for delimiter, header in headers.items()}
-    best = max(names, key=lambda delimiter: (len({*FIELDS} & {*names[delimiter]}), len(names[delimiter])))
+        record = next(csv.reader(start, delimiter=delimiter, skipinitialspace=True), [])
+        headers[delimiter] = [cell.strip().lower() for cell in record]
+    best = max(headers, key=lambda delimiter: len({*FIELDS} & {*headers[delimiter]}))
     for field in FIELDS:
-        if names[best].count(field) > 1:
+        if headers[best].count(field) > 1:
             raise ValidationError(f"the column {field} is named twice; remove one of them")
-        if field not in names[best]:
-            found = " ".join(", ".join(headers[best])[:200].split()) or "(blank)"
+        if field not in headers[best]:
+            found = " ".join(text[:200].splitlines()[:1]).strip() or "(blank)"
             raise ValidationError(f"the first line must name the columns code, name and instructor, but is: {found}")
-    return best, names[best]
+    return best, headers[best]
 
 
 def make_csv(courses, watch=iter):
@@ -603,9 +566,11 @@ def make_csv(courses, watch=iter):
 
 # Argon2id with 19 MiB, two passes and one lane: OWASP's Password Storage Cheat Sheet.
 HASHER = argon2.PasswordHasher(memory_cost=19 * 1024, time_cost=2, parallelism=1)
+UNKNOWN_USER = HASHER.hash(secrets.token_hex())  # for an unknown user, so that both responses take equally long
 
 
-UNKNOWN_USER = HASHER.hash(secrets.token_hex())  # checked for an unknown user, so that both answers take as long
+def hash_password(password):
+    return HASHER.hash(clean("password", password))
 
 
 class User(database.Model):
@@ -616,37 +581,32 @@ class User(database.Model):
     class Meta:
         table_name = "users"
 
-    def __str__(self):
-        return self.username
-
     @classmethod
     @retry_conflicts
     def create_user(cls, username, password, read_only=False):
         """Add a user; raise ValidationError for a bad field, peewee.IntegrityError if the name is taken."""
-        username, hashed = clean("username", username), HASHER.hash(clean("password", password))
-        cls.insert(username=username, password=hashed, read_only=read_only).execute()
+        cls.create(username=clean("username", username), password=hash_password(password), read_only=read_only)
 
     @classmethod
     @retry_conflicts
-    def update_user(cls, username, password=None, read_only=None):
-        """Set a user's password, role, or both; return whether the user exists; raise ValidationError for a bad one."""
-        changes = {} if read_only is None else {"read_only": read_only}
-        changes |= {} if password is None else {"password": HASHER.hash(clean("password", password))}
-        return cls.update(changes).where(cls.username == username).execute() > 0
+    def update_user(cls, username, **changes):
+        """Set a user's `password`, role (`read_only`) or both; raise ValidationError for a bad password."""
+        if "password" in changes:
+            changes["password"] = hash_password(changes["password"])
+        cls.update(changes).where(cls.username == username).execute()
 
     @classmethod
     @retry_conflicts
     def match_user(cls, username, password):
-        """Return whether this is the user's password; renew its hash if HASHER's parameters have changed."""
+        """Return whether this is the user's password; rehash it if HASHER's parameters have changed."""
         user = cls.get_or_none(cls.username == username)
         hashed = user.password if user else UNKNOWN_USER
-        try:
+        with contextlib.suppress(argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             HASHER.verify(hashed, password)
-        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-            return False
-        if user and HASHER.check_needs_rehash(hashed):  # and only if it is still the hash that was checked
-            cls.update(password=HASHER.hash(password)).where(cls.id == user.id, cls.password == hashed).execute()
-        return user is not None
+            if user and HASHER.check_needs_rehash(hashed):  # unless the hash has been changed meanwhile
+                cls.update(password=HASHER.hash(password)).where(cls.id == user.id, cls.password == hashed).execute()
+            return user is not None
+        return False
 
     @classmethod
     def get_role(cls, username):

@@ -131,10 +131,10 @@ def test_an_upload_larger_than_a_batch_is_counted_whole(app):
     assert Course.add_courses(rows, update=True) == (1, models.BATCH, models.BATCH + 1)
 
 
-TWICE, TAKEN = "Course code CSE225 is also in row", "Course code CSE115 is in the courses already"
+TWICE, TAKEN = "Course code CSE225 repeats row", "Course code CSE115 is in the courses already"
 REFUSED = [  # rows, options, whether all errors are taken codes, errors
     ({1: NEW, 2: NEW}, {}, True, {2: f"{TWICE} 1"}),
-    ({3: NEW, 5: NEW | {"code": " CSE225"}}, {"unit": "line"}, True, {5: "Course code CSE225 is also on line 3"}),
+    ({3: NEW, 5: NEW | {"code": " CSE225"}}, {"unit": "line"}, True, {5: "Course code CSE225 repeats line 3"}),
     ({1: NEW, 2: SAME}, {"dry_run": True}, True, {2: TAKEN}),
     ({1: NEW | {"name": ""}, 2: SAME}, {"update": True}, False, {1: NAME}),
     (
@@ -173,7 +173,7 @@ def test_the_tutorials_user_methods_work_under_their_names(user):
     assert User.match_user("grace", "faisal") is False
     assert User.match_user("Grace", "hopper") is False
     assert User.match_user("nobody", "hopper") is False
-    assert [str(user) for user in User.get_all_users()] == ["faisal", "grace"]
+    assert [user.username for user in User.get_all_users()] == ["faisal", "grace"]
     with pytest.raises(peewee.IntegrityError):
         User.create_user("grace", "another")
     User.create_user("alan", "hopper")
@@ -210,7 +210,7 @@ def test_a_renewed_hash_does_not_undo_a_change_of_password(user, monkeypatch):
 
     class Hasher(argon2.PasswordHasher):
         def check_needs_rehash(self, hashed):
-            User.update_user("grace", "changed")
+            User.update_user("grace", password="changed")
             return True
 
     monkeypatch.setattr(models, "HASHER", Hasher(memory_cost=8, time_cost=2, parallelism=1))

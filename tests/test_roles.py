@@ -63,7 +63,7 @@ def test_a_read_only_user_cannot_write_and_an_editor_can(client, reader, method,
 def test_a_deleted_user_cannot_write(client, leaver, method, path, body):
     before = client.get("/courses").json
     response = write(leaver, method, path, body, status=401)
-    reason = "the user does not exist any more"
+    reason = "the user no longer exists"
     check_error(response, "Invalid token", reason=reason)
     challenge = f'Bearer error="invalid_token", error_description="{reason}"'
     assert response.headers["WWW-Authenticate"] == challenge

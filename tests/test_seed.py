@@ -221,7 +221,7 @@ def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
     assert lines[0] == "line 4: name must be 1 to 120 characters, with no control characters"
-    assert lines[1] == "line 5: Course code A is also on line 3"
+    assert lines[1] == "line 5: Course code A repeats line 3"
     assert lines[103:] == ["nothing was stored; 103 rows were refused"]
     done = command("import", "-", stdin='[{"code": "A", "name": "a", "instructor": "a"}, 5]')
     assert done.stderr == "row 2: a course must be an object\nnothing was stored; 1 row was refused\n"
@@ -399,7 +399,7 @@ def test_restore_refuses_what_is_no_sound_backup_and_changes_nothing(command, tm
 @pytest.mark.parametrize(("name", "tools"), [("backup", "pg_dump or mariadb-dump"), ("restore", "pg_restore")])
 def test_backup_and_restore_name_the_servers_own_tools(command, monkeypatch, name, tools):
     monkeypatch.setattr(models, "POOLED", True)
-    monkeypatch.setattr(models, "disconnect", lambda: None)
+    monkeypatch.setattr(models, "init_db", lambda: None)
     assert tools in fail(command(name, "b.db"))
 
 
