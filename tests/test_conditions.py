@@ -65,15 +65,12 @@ def test_a_condition_that_holds_lets_a_write_through(client, method, header, for
 
 
 @pytest.mark.parametrize("method", WRITES)
-@pytest.mark.parametrize(
-    ("header", "form", "error"),
-    [
-        *(("If-Match", form, CHANGED) for form in NOT_NAMING),
-        *(("If-None-Match", form, EXISTS) for form in NAMING),
-    ],
-)
-def test_a_condition_that_fails_refuses_a_write(client, method, header, form, error):
-    check_error(write(client, method, {header: form.format(get_etag(client))}, status=412), error)
+def test_a_condition_that_fails_refuses_a_write(client, method):
+    etag = get_etag(client)
+    for form in NOT_NAMING:
+        check_error(write(client, method, {"If-Match": form.format(etag)}, status=412), CHANGED)
+    for form in NAMING:
+        check_error(write(client, method, {"If-None-Match": form.format(etag)}, status=412), EXISTS)
     assert get(client, "CSE115") == CSE115
 
 

@@ -60,11 +60,10 @@ def kept(field, text):
     return text if good else None
 
 
-def send(client, method, path, body=b"", content_type=JSON, **environ):
+def send(client, method, path, body=b"", content_type=JSON):
     """Send a body, as JSON unless it is bytes; return the response, whatever its status."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"Content-Type": content_type}
-    return client.request(path, method=method, body=body, headers=headers, environ=environ, status="*")
+    return client.request(path, method=method, body=body, headers={"Content-Type": content_type}, status="*")
 
 
 def find(client, headers=(), **parameters):

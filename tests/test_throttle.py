@@ -10,6 +10,7 @@ import pytest
 from description import check_error
 
 import course_api
+import models
 
 RIGHT = {"username": "faisal", "password": "faisal"}
 WRONG = RIGHT | {"password": "wrong"}
@@ -36,9 +37,11 @@ def test_after_five_failed_logins_this_name_from_this_address_has_to_wait(strang
     log_in(stranger, RIGHT, "192.0.2.2", status=200)
 
 
-def test_after_fifty_failed_logins_from_an_address_every_name_has_to_wait(stranger):
-    for number in range(50):
-        log_in(stranger, WRONG | {"username": f"user{number}"}, status=400)
+def test_after_fifty_failed_logins_from_an_address_every_name_has_to_wait(stranger, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(models.User, "match_user", lambda *_: False)  # saves 50 hashes
+        for number in range(50):
+            log_in(stranger, WRONG | {"username": f"user{number}"}, status=400)
     log_in(stranger, RIGHT, status=429)
     log_in(stranger, RIGHT, "192.0.2.2", status=200)
 
@@ -65,19 +68,19 @@ def test_the_window_moves(stranger, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "same"),
+    ("first", "second", "status"),
     [
-        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
-        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
-        ("192.0.2.1", "::ffff:192.0.2.1", True),
-        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
-        ("fe80::1%eth0", "fe80::2%eth0", True),
-        ("unix:", "unix:", True),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", 429),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", 200),
+        ("192.0.2.1", "::ffff:192.0.2.1", 429),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", 200),
+        ("fe80::1%eth0", "fe80::2%eth0", 429),
+        ("unix:", "unix:", 429),
     ],
 )
-def test_a_network_of_ipv6_is_one_address(stranger, first, second, same):
+def test_a_network_of_ipv6_is_one_address(stranger, first, second, status):
     fail(stranger, address=first)
-    log_in(stranger, RIGHT, second, status=429 if same else 200)
+    log_in(stranger, RIGHT, second, status=status)
 
 
 def test_too_many_logins_at_once_are_told_to_come_back(stranger, monkeypatch):
