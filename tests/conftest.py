@@ -2,24 +2,24 @@
 
 import atexit
 import contextlib
-import json
+import functools
 import os
 import pathlib
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 
+import argon2
 import pytest
 import webtest
 
 pytest.register_assert_rewrite("description")
 import description  # noqa: E402
-from servers import create_database, drop_database  # noqa: E402
+from servers import ask, create_database, drop_database  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
@@ -37,7 +37,7 @@ DATABASES, CREATING = {}, threading.Lock()
 
 
 def database_url(folder, name="courses"):
-    """Return the address of a database of the kind under test, a new one for each folder and name."""
+    """Return the URL of a database of the kind under test, a new one for each folder and name."""
     if SQLITE:
         return f"sqlite:///{folder}/{name}.db"
     with CREATING:
@@ -63,22 +63,25 @@ import course_api  # noqa: E402
 import seed  # noqa: E402
 
 
-class Client(webtest.TestApp):
-    """A client that holds every answer to what openapi.yaml says of it."""
-
-    def do_request(self, req, *args, **kwargs):
-        path = req.environ["PATH_INFO"].encode("latin1").decode(errors="replace")
-        answer = super().do_request(req, *args, **kwargs)
-        description.check(req.method, path, answer.status_int, answer.headers, answer.body)
-        return answer
-
-
 def pytest_collection_modifyitems(config, items):
-    """Leave out what needs no other database than SQLite when another one is tested."""
+    """Leave out tests that need only SQLite when another database is tested."""
     if not SQLITE:
         left_out = [item for item in items if item.get_closest_marker("sqlite")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("sqlite")]
+
+
+# -- The app in this process -------------------------------------------------------------------------------------------
+
+
+class Client(webtest.TestApp):
+    """A client that checks every response against openapi.yaml."""
+
+    def do_request(self, req, *args, **kwargs):
+        path = req.environ["PATH_INFO"].encode("latin1").decode(errors="replace")
+        response = super().do_request(req, *args, **kwargs)
+        description.check(req.method, path, response.status_int, response.headers, response.body)
+        return response
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -100,24 +103,47 @@ def app():
 
 
 @pytest.fixture
-def stranger(app):
+def cheap_hashes(monkeypatch):
+    """Hash passwords in no time; test_models.py and the processes do it as the API does."""
+    hasher = argon2.PasswordHasher(memory_cost=8, time_cost=1, parallelism=1)
+    monkeypatch.setattr(models, "HASHER", hasher)
+    monkeypatch.setattr(models, "UNKNOWN_USER", hasher.hash("nobody's password"))
+
+
+@pytest.fixture
+def stranger(app, cheap_hashes):
     """A client without a token."""
     return Client(app)
 
 
 @pytest.fixture
-def client(app):
+def client(app, cheap_hashes):
     """A client with a token, as a bearer header."""
     client = Client(app)
     client.authorization = ("Bearer", course_api.make_token("faisal"))
     return client
 
 
-class Server:
-    """`python course_api.py` in a folder of its own; settings are given as keywords."""
+# -- The programs in processes of their own ----------------------------------------------------------------------------
 
-    def __init__(self, folder, program="course_api.py", **settings):
-        self.launch([*PYTHON, ROOT / program], folder, {"PORT": "0", **settings})
+
+def process_options(folder, settings):
+    """Return how every program is started: in a folder and on its database, with the settings."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": database_url(folder), **settings}
+    return {"cwd": folder, "env": environment, "text": True}
+
+
+def run_program(folder, program, *arguments, stdin="", **settings):
+    """Run one of the programs to its end in a folder; return what subprocess.run returns."""
+    command = [*PYTHON, ROOT / program, *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=60, **process_options(folder, settings))
+
+
+class Server:
+    """`python course_api.py` in a folder of its own, or Python with other arguments; settings are given as keywords."""
+
+    def __init__(self, folder, *arguments, **settings):
+        self.launch([*PYTHON, *(arguments or [ROOT / "course_api.py"])], folder, {"PORT": "0", **settings})
         try:
             self.url = self.wait_for("Serving ").split(" on ")[1].split(";")[0]
         except BaseException:
@@ -126,15 +152,8 @@ class Server:
 
     def launch(self, command, folder, settings, **options):
         """Start a process on the folder's database, and read what it says."""
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, "DATABASE_URL": database_url(folder), **settings},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **options,
-        )
+        options |= process_options(folder, settings)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
         self.output = []
         self.arrived = queue.Queue()
         self.reader = threading.Thread(target=self.read)
@@ -158,31 +177,33 @@ class Server:
                 return line
 
     def request(self, path, method="GET", body=None, **headers):
-        """Return the status and the body of an answer; a body that is given is sent as JSON."""
-        data = None if body is None else json.dumps(body).encode()
+        """Return the status and the body of a response, once it is checked against openapi.yaml."""
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        if data is not None:
-            headers["Content-Type"] = "application/json"
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            answer = urllib.request.urlopen(request, timeout=20)
-        except urllib.error.HTTPError as error:
-            answer = error
-        with answer:
-            body = answer.read()
-        description.check(method, urllib.parse.unquote(path.partition("?")[0]), answer.status, answer.headers, body)
-        return answer.status, body.decode()
+        status, received, text = ask(self.url, method, path, body, headers)
+        described = urllib.parse.unquote(path.partition("?")[0])
+        description.check(method, described, status, received, text.encode(errors="surrogateescape"))
+        return status, text
 
     def log_in(self, username="faisal", password="faisal"):
+        """Return a token."""
         status, token = self.request("/login", "POST", {"username": username, "password": password})
-        assert status == 200
+        assert status == 200, token
         return token
+
+    def bearer(self):
+        """Return the header of a token, for request(**headers)."""
+        return {"Authorization": f"Bearer {self.log_in()}"}
 
     def wait(self, seconds=20):
         """Return the exit status."""
         status = self.process.wait(seconds)
         self.reader.join(seconds)
         return status
+
+    def stop(self):
+        """Stop with SIGTERM; return the exit status."""
+        self.process.terminate()
+        return self.wait()
 
     def close(self):
         self.process.kill()
@@ -195,8 +216,8 @@ def start(tmp_path):
     """A function that starts the API as a real process, stopped when the test ends."""
     with contextlib.ExitStack() as servers:
 
-        def start(**settings):
-            server = Server(tmp_path, **settings)
+        def start(*arguments, **settings):
+            server = Server(tmp_path, *arguments, **settings)
             servers.callback(server.close)
             return server
 
@@ -206,12 +227,18 @@ def start(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A function that runs one of the programs to its end, in the folder that `start` uses."""
+    return functools.partial(run_program, tmp_path)
 
-    def run(program, *arguments, stdin="", **settings):
-        environment = {**os.environ, "DATABASE_URL": database_url(tmp_path), **settings}
-        command = [*PYTHON, ROOT / program, *arguments]
-        return subprocess.run(
-            command, env=environment, cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=30
-        )
 
-    return run
+@pytest.fixture(scope="session")
+def seeded_file(tmp_path_factory):
+    """A SQLite file that has the dummy data."""
+    file = tmp_path_factory.mktemp("seeded") / "courses.db"
+    assert run_program(file.parent, "seed.py", DATABASE_URL=f"sqlite:///{file}").returncode == 0
+    return file
+
+
+@pytest.fixture
+def seeded(seeded_file, tmp_path):
+    """The file of the SQLite database that `start` and `run` use, with the dummy data, as seed.py leaves it."""
+    return shutil.copy(seeded_file, tmp_path)

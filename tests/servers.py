@@ -1,5 +1,6 @@
 """The servers that tests use beside the API: nginx, PgBouncer, a PostgreSQL of their own, and new databases."""
 
+import concurrent.futures
 import contextlib
 import glob
 import http.client
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from urllib.parse import urlsplit
 
 import pytest
 from playhouse import db_url
@@ -50,8 +52,8 @@ def find_ports(number):
 
 def connect(url):
     """Return a plain socket, connected to the server of a URL."""
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname, address.port), timeout=20)
 
 
 def read_all(connection):
@@ -59,17 +61,27 @@ def read_all(connection):
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def ask(url, method, path, body=None, headers=(), source="127.0.0.1"):
-    """Return the status, the headers and the body of a response; a dict is sent as JSON. `source` is the client."""
+def ask(url, method, path, body=None, headers=(), source=""):
+    """Return the status, the headers and the text of a response; a dict or a list is sent as JSON.
+
+    `source` is the client's address. Bytes that are not UTF-8 become surrogates.
+    """
+    address = urlsplit(url)
     headers = dict(headers)
-    if isinstance(body, dict):
-        body, headers["Content-Type"] = json.dumps(body), "application/json"
-    address = url.removeprefix("http://")
-    connection = http.client.HTTPConnection(address, timeout=20, source_address=(source, 0))
+    if isinstance(body, dict | list):
+        body = json.dumps(body)
+        headers["Content-Type"] = "application/json"
+    connection = http.client.HTTPConnection(address.netloc, timeout=20, source_address=(source, 0))
     with contextlib.closing(connection):
-        connection.request(method, path, body, headers)
+        connection.request(method, address.path + path, body, headers)
         response = connection.getresponse()
-        return response.status, response.headers, response.read().decode(errors="replace")
+        return response.status, response.headers, response.read().decode(errors="surrogateescape")
+
+
+def ask_at_once(function, number, clients=8):
+    """Return the results of function(0), function(1) and so on, called by several clients at once."""
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(function, range(number)))
 
 
 def wait_until(condition, seconds=20):
@@ -93,7 +105,7 @@ def running(command, port, log, **options):
     """Run a server for the block, from when it listens; its output goes to a file."""
     with open(log, "w") as output, subprocess.Popen(command, stdout=output, stderr=output, **options) as process:
         try:
-            wait_until(lambda: process.poll() is not None or is_listening(f"127.0.0.1:{port}"))
+            wait_until(lambda: process.poll() is not None or is_listening(f"http://127.0.0.1:{port}"))
             assert process.poll() is None, pathlib.Path(log).read_text()
             yield
         finally:
