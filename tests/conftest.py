@@ -241,4 +241,4 @@ def seeded_file(tmp_path_factory):
 @pytest.fixture
 def seeded(seeded_file, tmp_path):
     """The file of the SQLite database that `start` and `run` use, with the dummy data, as seed.py leaves it."""
-    return shutil.copy(seeded_file, tmp_path)
+    return pathlib.Path(shutil.copy(seeded_file, tmp_path))

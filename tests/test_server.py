@@ -12,12 +12,20 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from servers import ask, connect, is_listening, read_all, wait_until
+from conftest import PYTHON, ROOT, Server, process_options
+from servers import ask, ask_at_once, connect, find_ports, is_listening, read_all, running, wait_until
 
 pytestmark = pytest.mark.sqlite
 NEW = {"code": "CSE225", "name": "Data structures", "instructor": "Ada Lovelace"}
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR) .+")
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    """A server that all tests share; it has no user and no course."""
+    with contextlib.closing(Server(tmp_path_factory.mktemp("server"))) as server:
+        yield server
+
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
 
@@ -91,84 +99,78 @@ def test_a_bad_setting_stops_the_start_with_one_line(run, name, value):
     assert name in line or value in line
 
 
-def test_help_lists_every_setting_and_changes_nothing(run, tmp_path):
-    done = run("course_api.py", "--help")
-    assert done.returncode == 0
-    assert [name for name in SETTINGS if f"    {name} " not in done.stdout] == []
+def test_help_and_version_are_right_and_change_nothing(run, tmp_path):
+    shown = run("course_api.py", "--help").stdout
+    assert [name for name in SETTINGS if f"    {name} " not in shown] == []
+    version = run("course_api.py", "--version").stdout.split()[-1]
+    assert re.search(r"^## \[?v?([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
     assert list(tmp_path.iterdir()) == []
 
 
-def test_version_prints_the_newest_version_of_the_changelog(run):
-    version = run("course_api.py", "--version").stdout.split()[-1]
-    assert re.search(r"^## \[?v?([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
+def test_a_token_outlives_a_restart_unless_the_key_changes(seeded, start):
+    first = start()
+    bearer = first.bearer()
+    assert start().request("/courses", **bearer)[0] == 200
+    assert start(SECRET_KEY="k" * 32).request("/courses", **bearer)[0] == 401
+    assert "WARNING" not in "".join(first.output) and "seed.py" not in "".join(first.output)
 
 
-def test_it_says_that_there_is_no_user_yet(run, start):
-    assert "run python seed.py" in "".join(start().output)
-    run("seed.py")
-    assert "seed.py" not in "".join(start().output)
+def test_it_says_that_there_is_no_user_yet(api):
+    assert "run python seed.py" in "".join(api.output)
 
 
-def test_the_key_in_the_database_outlives_a_restart_and_another_key_refuses_its_tokens(run, start):
-    run("seed.py")
-    token = start().log_in()
-    assert start().request(f"/courses?token={token}")[0] == 200
-    assert start(SECRET_KEY="k" * 32).request(f"/courses?token={token}")[0] == 401
-
-
-def test_processes_that_start_at_once_on_a_new_database_agree_on_the_key(run, start):
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        apis = list(threads.map(lambda _: start(), range(4)))
-    run("seed.py")
-    token = apis[0].log_in()
-    assert [api.request(f"/courses?token={token}")[0] for api in apis] == [200] * 4
+def test_on_a_public_address_it_warns_of_the_published_password_until_that_is_changed(run, start, seeded):
+    api = start(HOST="::")
+    assert api.url.startswith("http://[::1]:")  # which can be opened
+    assert api.request("/health")[0] == 200
+    assert any(re.search(" WARNING .*faisal", line) for line in api.output)
+    run("seed.py", "user", "faisal", stdin="another-password\n")
+    api = start(HOST="0.0.0.0")
+    assert api.url.startswith("http://127.0.0.1:")
+    assert "WARNING" not in "".join(api.output)
 
 
 def test_a_database_in_memory_has_the_dummy_data_and_is_shared_by_all_threads(start, tmp_path):
     api = start(DATABASE_URL="sqlite:///:memory:")
-    bearer = "Bearer " + api.log_in()
+    bearer = api.bearer()
 
-    def add(number):
-        return api.request("/courses", "POST", NEW | {"code": f"C{number}"}, Authorization=bearer)[0]
+    def write_and_read(number):
+        written = api.request("/courses", "POST", NEW | {"code": f"C{number}"}, **bearer)[0]
+        return written, api.request(f"/courses/C{number}", **bearer)[0]
 
-    with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        assert set(threads.map(add, range(100))) == {201}
-    assert api.request("/courses", Authorization=bearer)[1].count('"code"') == 102
+    assert set(ask_at_once(write_and_read, 50)) == {(201, 200)}
+    assert api.request("/courses", **bearer)[1].count('"code"') == 52
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_address_that_is_printed_can_be_opened(start):
-    api = start(HOST="::")
-    assert re.fullmatch(r"http://\[::1\]:\d+", api.url)
-    assert api.request("/health")[0] == 200
-
-
-def test_it_warns_while_anybody_can_log_in_with_the_published_password(run, start):
-    run("seed.py")
-    assert "WARNING" not in "".join(start().output)
-    assert any(re.search(" WARNING .*faisal", line) for line in start(HOST="0.0.0.0").output)
-    run("seed.py", "user", "faisal", stdin="another-password\n")
-    assert "WARNING" not in "".join(start(HOST="0.0.0.0").output)
-
-
-def test_a_crash_of_the_event_loop_is_not_a_clean_exit(start, tmp_path):
-    (tmp_path / "crash.py").write_text(
+def test_a_crash_of_the_event_loop_is_not_a_clean_exit(start):
+    api = start(
+        "-c",
         "import course_api\n"
         "def crash(*_, **__): raise RuntimeError('the event loop has crashed')\n"
         "course_api.wasyncore.loop = crash\n"
-        "course_api.main()\n"
+        "course_api.main()\n",
     )
-    api = start(program=tmp_path / "crash.py", PYTHONPATH=str(ROOT))
     assert api.wait() not in (0, None)
     assert any("the event loop has crashed" in line for line in api.output)
+
+
+def test_it_serves_where_the_system_has_no_poll(start):
+    """As Windows, which has only select()."""
+    api = start(
+        "-c",
+        "import runpy, select\n"
+        "del select.poll\n"
+        f"runpy.run_path({str(ROOT / 'course_api.py')!r}, run_name='__main__')\n",
+    )
+    assert api.request("/health")[0] == 200
 
 
 @pytest.mark.parametrize(("scheme", "driver"), [("postgresql", "psycopg2"), ("mysql", "pymysql")])
 def test_a_driver_that_is_missing_is_named_with_the_file_that_installs_it(run, tmp_path, scheme, driver):
     names = dict.fromkeys((driver, "psycopg", "MySQLdb", "mariadb"))
     (tmp_path / "bare.py").write_text(
-        f"import sys; sys.modules.update({names}); sys.path.insert(0, {str(ROOT)!r})\n"
-        "import course_api; course_api.main()\n"
+        f"import sys; sys.modules.update({names})\nimport course_api; course_api.main()\n"
     )
     line = refused(run(tmp_path / "bare.py", DATABASE_URL=f"{scheme}://user:secret@127.0.0.1/name", PORT="0"))
     assert "requirements-servers.txt" in line and "secret" not in line
@@ -177,13 +179,11 @@ def test_a_driver_that_is_missing_is_named_with_the_file_that_installs_it(run, t
 # -- The log -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
-def test_each_request_has_a_line_in_the_log_and_no_line_has_a_secret(run, start, tmp_path, level):
-    run("seed.py")
+def test_each_request_has_a_line_in_the_log_and_no_line_has_a_secret(run, start, seeded):
     run("seed.py", "user", "grace", stdin="a-secret-password\n")
-    api = start(LOG_LEVEL=level, SECRET_KEY="a-secret-key-of-more-than-32-bytes")
+    api = start(LOG_LEVEL="DEBUG", SECRET_KEY="a-secret-key-of-more-than-32-bytes")
     login = {"username": "grace", "password": "a-secret-password"}
-    token = api.request("/login", "POST", login)[1]
+    token = api.log_in(**login)
     bearer = {"Authorization": f"Bearer {token}"}
     api.request("/login?password=a-wrong-secret", "POST", login | {"password": "a-wrong-secret"})
     api.request("/health")
@@ -195,11 +195,10 @@ def test_each_request_has_a_line_in_the_log_and_no_line_has_a_secret(run, start,
     with connect(api.url) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         read_all(connection)
-    with contextlib.closing(sqlite3.connect(tmp_path / "courses.db")) as database:
+    with contextlib.closing(sqlite3.connect(seeded)) as database:
         database.execute("ALTER TABLE users RENAME TO away")
     assert ask(api.url, "POST", "/login", login)[0] == 500
-    api.process.terminate()
-    assert api.wait() == 0
+    assert api.stop() == 0
     log = "\n".join(api.output)
     secrets = ("a-secret", "a-wrong", token, token.split(".")[2], "argon2", "token=", "password=")
     assert [secret for secret in secrets if secret in log] == []
@@ -219,22 +218,35 @@ def test_each_request_has_a_line_in_the_log_and_no_line_has_a_secret(run, start,
         r"INFO 127.0.0.1 - - - 400 \d+ bytes",
         r"INFO 127.0.0.1 \S+ POST /login 500 \d+ bytes",
     ]
-    expected = [line for line in expected if level == "DEBUG" or not line.startswith("DEBUG")]
     assert len(found) == len(expected)
     assert [pattern for pattern in expected if not any(re.fullmatch(pattern, line) for line in found)] == []
+
+
+def test_the_log_leaves_out_what_is_below_its_level(api):
+    api.request("/health")
+    api.request("/courses")
+    api.wait_for(" INFO 127.0.0.1 - GET /courses 401 ")
+    assert "/health" not in "".join(api.output)
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_service(tmp_path):
+    (port,) = find_ports(1)
+    command = ["sh", "-c", 'exec "$@" > /dev/full', "sh", *PYTHON, ROOT / "course_api.py"]
+    with running(command, port, tmp_path / "errors", **process_options(tmp_path, {"PORT": str(port)})):
+        for _ in range(5):
+            assert ask(f"http://127.0.0.1:{port}", "GET", "/courses")[0] == 401
 
 
 # -- Threads and signals -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def slow(run, start, tmp_path):
-    """A function that starts the API, and so many writes, which another program's transaction holds up.
+def slow(seeded, start):
+    """A function that starts the API and so many writes, which another program's transaction holds up.
 
     Returns the API, a header, the writes, and a function that ends the transaction.
     """
-    run("seed.py")
-    (tmp_path / "slow.py").write_text(
+    program = (
         "import course_api\nadd = course_api.Course.add_course\n"
         "def announce(*args, **course):\n    print('adding', flush=True)\n    add(*args, **course)\n"
         "course_api.Course.add_course = announce\ncourse_api.main()\n"
@@ -242,9 +254,9 @@ def slow(run, start, tmp_path):
     with contextlib.ExitStack() as stack:
 
         def slow(number, **settings):
-            api = start(program=tmp_path / "slow.py", PYTHONPATH=str(ROOT), **settings)
-            headers = {"Authorization": "Bearer " + api.log_in()}
-            other = sqlite3.connect(tmp_path / "courses.db", isolation_level=None, check_same_thread=False)
+            api = start("-c", program, **settings)
+            headers = api.bearer()
+            other = sqlite3.connect(seeded, isolation_level=None, check_same_thread=False)
             stack.enter_context(contextlib.closing(other)).execute("BEGIN IMMEDIATE")
             pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(number))
             stack.callback(api.process.kill)  # before the pool waits for its threads
@@ -265,10 +277,9 @@ def test_slow_writes_hold_up_no_read_and_are_all_carried_out(slow, number, threa
     assert [write.result() for write in writes] == [(201, "")] * number
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_a_request_finish_and_the_exit_status_is_0(slow, number):
+def test_a_signal_lets_a_request_finish_and_the_exit_status_is_0(slow):
     api, _, (write,), finish = slow(1)
-    api.process.send_signal(number)
+    api.process.terminate()
     wait_until(lambda: not is_listening(api.url))
     assert api.process.poll() is None and not write.done()
     finish()
@@ -281,42 +292,35 @@ def test_a_second_signal_stops_at_once(slow):
     api, _, (write,), _ = slow(1)
     api.process.terminate()
     wait_until(lambda: not is_listening(api.url))
-    api.process.terminate()
-    assert api.wait(seconds=3) == -signal.SIGTERM
+    assert api.stop() == -signal.SIGTERM
     assert write.exception()
 
 
-def test_after_the_signal_an_idle_connection_is_closed_and_a_request_that_is_half_sent_is_answered(start):
-    api = start()
-    with connect(api.url) as idle, connect(api.url) as half:
-        idle.sendall(b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n")
+def test_after_the_signal_idle_connections_are_closed_and_what_has_arrived_is_answered(start):
+    """A request that is half sent has arrived, and so has a connection that waits to be accepted."""
+    api, request = start(), b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        idle, half = (stack.enter_context(connect(api.url)) for _ in range(2))
+        idle.sendall(request.replace(b"GET", b"HEAD"))
         assert idle.recv(65536)
-        half.sendall(b"GET /health HTTP/1.1\r\nHo")
+        half.sendall(request[:25])
+        api.process.send_signal(signal.SIGSTOP)
+        waiting = [stack.enter_context(connect(api.url)) for _ in range(5)]
+        for connection in waiting:
+            connection.sendall(request)
         api.process.terminate()
+        api.process.send_signal(signal.SIGCONT)
         assert read_all(idle) == b""
-        half.sendall(b"st: a\r\n\r\n")
-        response = read_all(half)
-        assert response.startswith(b"HTTP/1.1 200 OK\r\n") and b"\r\nConnection: close\r\n" in response
-        assert api.wait() == 0
-
-
-def test_a_signal_right_after_the_start_is_a_clean_stop(start):
-    api = start()
-    api.process.terminate()
+        half.sendall(request[25:])
+        for connection in (half, *waiting):
+            response = read_all(connection)
+            assert response.startswith(b"HTTP/1.1 200 OK\r\n") and b"\r\nConnection: close\r\n" in response
     assert api.wait() == 0
 
 
-def test_connections_that_wait_to_be_accepted_at_the_signal_are_answered(start):
+def test_ctrl_c_right_after_the_start_is_a_clean_stop(start):
     api = start()
-    assert api.request("/health")[0] == 200
-    api.process.send_signal(signal.SIGSTOP)
-    with contextlib.ExitStack() as stack:
-        waiting = [stack.enter_context(connect(api.url)) for _ in range(5)]
-        for connection in waiting:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
-        api.process.terminate()
-        api.process.send_signal(signal.SIGCONT)
-        assert [read_all(connection)[:15] for connection in waiting] == [b"HTTP/1.1 200 OK"] * 5
+    api.process.send_signal(signal.SIGINT)
     assert api.wait() == 0
 
 
@@ -324,19 +328,17 @@ def test_connections_that_wait_to_be_accepted_at_the_signal_are_answered(start):
 
 
 @pytest.mark.parametrize("locked", ["folder", "file"])
-def test_what_cannot_be_written_is_named_with_the_user_and_stops_the_start(run, tmp_path, locked):
+def test_what_cannot_be_written_is_named_with_the_user_and_stops_the_start(seeded, tmp_path, locked):
     """Not even root may pass over permissions here."""
-    run("seed.py")
     (tmp_path / "courses.db").chmod(0o444)
     tmp_path.chmod(0o555 if locked == "folder" else 0o777)
     drop_from_bounding_set, dac_override = 24, 1  # prctl(2), capabilities(7)
     done = subprocess.run(
         [sys.executable, ROOT / "course_api.py"],
-        env=os.environ | {"DATABASE_URL": f"sqlite:///{tmp_path}/courses.db", "PORT": "0"},
         preexec_fn=lambda: ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0),
         capture_output=True,
-        text=True,
         timeout=20,
+        **process_options(tmp_path, {"PORT": "0"}),
     )
     line = refused(done)
     assert str(tmp_path) in line and (locked == "file" or f"user {os.getuid()}" in line)
@@ -349,24 +351,21 @@ def test_a_file_that_is_no_database_stops_the_start_and_stays_as_it_is(run, tmp_
     assert (tmp_path / "courses.db").read_bytes() == content
 
 
-def test_a_url_opens_the_file_that_it_names(run, start, tmp_path):
-    url = f"sqlite:///{tmp_path}/i#j.db"
-    assert run("seed.py", DATABASE_URL=url).returncode == 0
-    assert start(DATABASE_URL=url).log_in()
+def test_a_url_opens_the_file_that_it_names(start, tmp_path):
+    start(DATABASE_URL=f"sqlite:///{tmp_path}/i#j.db")
     assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in tmp_path.iterdir()} == {"i#j.db"}
 
 
-def test_a_database_that_is_damaged_is_a_503_until_it_is_whole_again(run, start, tmp_path):
-    run("seed.py")
-    api, file = start(), tmp_path / "courses.db"
-    headers = {"Authorization": "Bearer " + api.log_in()}
-    with contextlib.closing(sqlite3.connect(file)) as database:
+def test_a_database_that_is_damaged_is_a_503_until_it_is_whole_again(seeded, start):
+    api = start()
+    headers = api.bearer()
+    with contextlib.closing(sqlite3.connect(seeded)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    sound = file.read_bytes()
-    file.write_bytes(sound[:100] + b"\xff" * (len(sound) - 100))
+    sound = seeded.read_bytes()
+    seeded.write_bytes(sound[:100] + b"\xff" * (len(sound) - 100))
     statuses = {api.request("/courses", **headers)[0] for _ in range(8)}
     assert statuses <= {200, 503} and 503 in statuses
     assert " ERROR " in api.wait_for("the database is not available")
-    file.write_bytes(sound)
+    seeded.write_bytes(sound)
     assert api.request("/courses/CSE115", **headers)[0] == 200
     assert api.request("/courses", "POST", NEW, **headers)[0] == 201
