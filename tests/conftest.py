@@ -230,6 +230,18 @@ def run(tmp_path):
     return functools.partial(run_program, tmp_path)
 
 
+@pytest.fixture
+def serve(run, start):
+    """A function that runs seed.py, and starts the API, with the same settings; returns it, and a token's header."""
+
+    def serve(**settings):
+        assert run("seed.py", **settings).returncode == 0
+        api = start(**settings)
+        return api, api.bearer()
+
+    return serve
+
+
 @pytest.fixture(scope="session")
 def seeded_file(tmp_path_factory):
     """A SQLite file that has the dummy data."""

@@ -215,6 +215,18 @@ class Postgres:
 
 
 @contextlib.contextmanager
+def own_postgres():
+    """Run a PostgreSQL server of its own for the block."""
+    with tempfile.TemporaryDirectory(prefix="course-api-postgres-") as folder:
+        postgres = Postgres(folder)
+        postgres.start()
+        try:
+            yield postgres
+        finally:
+            postgres.stop("immediate")
+
+
+@contextlib.contextmanager
 def pgbouncer(url, pool_mode):
     """Run PgBouncer as it comes in front of a PostgreSQL database for the block; yield the database's URL there."""
     if not PGBOUNCER:

@@ -118,13 +118,6 @@ def test_a_client_behind_nginx_is_limited_by_its_own_address_whatever_it_says(pr
 # -- Databases as providers give them ----------------------------------------------------------------------------------
 
 
-def serve_seeded(run, start, **settings):
-    """Run seed.py, and start the API, with the same settings; return the API and the header of a token."""
-    assert run("seed.py", **settings).returncode == 0
-    api = start(**settings)
-    return api, api.bearer()
-
-
 def check_time_limit(api, bearer, url):
     """Check that a write which waits for a lock in the database at a URL is given up, and succeeds afterwards."""
     with locked(url):
@@ -134,9 +127,9 @@ def check_time_limit(api, bearer, url):
 
 @integration
 @pytest.mark.parametrize("mode", ["session", "transaction"])
-def test_pgbouncer_as_it_comes_may_stand_in_front_of_postgresql(run, start, mode):
+def test_pgbouncer_as_it_comes_may_stand_in_front_of_postgresql(serve, mode):
     with new_database(server_url("POSTGRES_URL")) as direct, pgbouncer(direct, mode) as url:
-        api, bearer = serve_seeded(run, start, DATABASE_URL=url)
+        api, bearer = serve(DATABASE_URL=url)
 
         def write_and_read(number):
             written = api.request("/courses", "POST", COURSE | {"code": f"C{number}"}, **bearer)[0]
@@ -152,10 +145,10 @@ def test_pgbouncer_as_it_comes_may_stand_in_front_of_postgresql(run, start, mode
     [("?options=-csearch_path%3Dapp", {}), ("", {"PGOPTIONS": "-c search_path=app"})],
     ids=["URL", "PGOPTIONS"],
 )
-def test_seed_py_and_the_api_use_the_schema_that_the_options_name(run, start, query, environment):
+def test_seed_py_and_the_api_use_the_schema_that_the_options_name(serve, query, environment):
     with new_database(server_url("POSTGRES_URL")) as url:
         execute(url, "CREATE SCHEMA app")
-        api, bearer = serve_seeded(run, start, DATABASE_URL=url + query, **environment)
+        api, bearer = serve(DATABASE_URL=url + query, **environment)
         assert api.request("/courses", "POST", COURSE, **bearer)[0] == 201
         assert api.request("/courses", **bearer)[1].count('"code"') == 3
         check_time_limit(api, bearer, f"{url}?options=-csearch_path%3Dapp")  # our own limit is added
@@ -171,9 +164,9 @@ def test_seed_py_and_the_api_use_the_schema_that_the_options_name(run, start, qu
         ("POSTGRES_URL", "?client_encoding=latin1"),
     ],
 )
-def test_text_is_utf_8_whatever_the_url_says(run, start, server, query):
+def test_text_is_utf_8_whatever_the_url_says(serve, server, query):
     with new_database(server_url(server)) as url:
-        api, bearer = serve_seeded(run, start, DATABASE_URL=url + query)
+        api, bearer = serve(DATABASE_URL=url + query)
         assert api.request("/courses", "POST", EMOJI, **bearer)[0] == 201
         course = json.loads(api.request("/courses/%F0%9F%8E%93", **bearer)[1])
         assert course == EMOJI | {"id": course["id"]}

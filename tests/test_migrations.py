@@ -1,6 +1,5 @@
 """Databases of earlier releases, of newer ones, and of the tutorial."""
 
-import concurrent.futures
 import contextlib
 import pathlib
 import shutil
@@ -10,6 +9,7 @@ import pytest
 from conftest import database_url
 from playhouse import db_url
 from playhouse.migrations import Runner
+from servers import ask_at_once
 
 import models
 
@@ -42,12 +42,12 @@ def make_first_release(folder):
         )
         insert = f"INSERT INTO users (username, password) VALUES ('grace', {database.param})"
         database.execute_sql(insert, (models.HASHER.hash("hopper"),))
-        database.execute_sql("INSERT INTO signing_key (id, value) VALUES (1, 'kept')")
 
 
 def test_a_database_of_the_first_release_is_brought_up_to_date(run, tmp_path):
     make_first_release(tmp_path)
     with connected(tmp_path) as database:
+        database.execute_sql("INSERT INTO signing_key (id, value) VALUES (1, 'kept')")
         before = database.execute_sql("SELECT username, password FROM users").fetchall()
     assert run("seed.py", "import", "-", stdin="code,name,instructor\nb,x,\nA,x,y\n").returncode == 0
     assert run("seed.py", "export", "-").stdout.splitlines()[1:] == ["a,Old,Grace", "B,x,y", "b,x,", "A,x,y"]
@@ -63,23 +63,24 @@ def test_a_database_of_the_first_release_is_brought_up_to_date(run, tmp_path):
 
 
 @pytest.mark.sqlite
-def test_restore_brings_a_backup_of_the_first_release_up_to_date(run, tmp_path):
+def test_restore_brings_a_backup_of_the_first_release_up_to_date(run, seeded, tmp_path):
     (tmp_path / "old").mkdir()
     make_first_release(tmp_path / "old")
     before = (tmp_path / "old/courses.db").read_bytes()
-    run("seed.py")
     assert run("seed.py", "restore", "old/courses.db").stdout.endswith("now has 2 courses and 1 user\n")
     assert run("seed.py", "users").stdout.startswith("grace\teditor\n")
     assert history(tmp_path) == STEPS
     assert (tmp_path / "old/courses.db").read_bytes() == before
 
 
-def test_copies_that_start_at_once_bring_a_database_up_to_date_once(start, tmp_path):
-    make_first_release(tmp_path)
-    with concurrent.futures.ThreadPoolExecutor() as starters:
-        copies = [copy.result() for copy in [starters.submit(start) for _ in range(4)]]
-    assert [copy.request("/health")[0] for copy in copies] == [200] * 4
+@pytest.mark.parametrize("make", [make_first_release, database_url], ids=["first release", "new"])
+def test_copies_that_start_at_once_bring_a_database_up_to_date_once_and_agree_on_the_key(run, start, tmp_path, make):
+    make(tmp_path)
+    copies = ask_at_once(lambda _: start(), 4)
     assert history(tmp_path) == STEPS
+    assert run("seed.py").returncode == 0
+    bearer = copies[0].bearer()
+    assert [copy.request("/courses", **bearer)[0] for copy in copies] == [200] * 4
 
 
 # -- Newer releases, and steps that fail -------------------------------------------------------------------------------
@@ -87,9 +88,10 @@ def test_copies_that_start_at_once_bring_a_database_up_to_date_once(start, tmp_p
 
 @pytest.mark.parametrize("program", ["seed.py", "course_api.py"])
 def test_a_database_of_a_newer_version_is_left_alone(run, tmp_path, program):
-    run("seed.py")
     with connected(tmp_path) as database:
-        Runner(database, models.MIGRATIONS).History.create(name="0999_later")
+        runner = Runner(database, models.MIGRATIONS)
+        runner.up()
+        runner.History.create(name="0999_later")
     refused = run(program)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "created by a newer version (0999_later); upgrade, or restore a backup" in refused.stderr

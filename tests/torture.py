@@ -36,21 +36,24 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import conftest
-from servers import ROOT, Postgres, find_ports, nginx, wait_until
+from servers import find_ports, nginx, own_postgres, wait_until
 
 import course_api
 
 SETTINGS = {"TOKEN_SECONDS": "100000", "LOGIN_LIMIT": "1000000/minute"}
 ONE, PAGE = "/courses/CSE115", "/courses?limit=50&sort=-name"
+ENDS = (OSError, http.client.HTTPException)  # what a client gets from a server that is killed
 
 # -- The server and its clients ----------------------------------------------------------------------------------------
 
 
+def sqlite_url(folder):
+    return f"sqlite:///{folder}/courses.db"
+
+
 def run_seed(folder, *arguments, url=""):
     """Run seed.py to its end, on the database in a folder or at a URL."""
-    environment = os.environ | {"DATABASE_URL": url or f"sqlite:///{folder}/courses.db"}
-    command = [sys.executable, ROOT / "seed.py", *arguments]
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    conftest.run_program(folder, "seed.py", *arguments, DATABASE_URL=url or sqlite_url(folder)).check_returncode()
 
 
 class Answer(NamedTuple):
@@ -65,7 +68,7 @@ class Server(conftest.Server):
     """`python course_api.py` in a process of its own, with what it has answered."""
 
     def __init__(self, folder, url="", **settings):
-        super().__init__(folder, DATABASE_URL=url or f"sqlite:///{folder}/courses.db", **SETTINGS, **settings)
+        super().__init__(folder, DATABASE_URL=url or sqlite_url(folder), **SETTINGS, **settings)
         self.address, self.answers, self.token = self.url.removeprefix("http://"), [], self.log_in()
 
     def statuses(self, *methods):
@@ -93,25 +96,11 @@ def serving(folder, **options):
         assert not any("Traceback" in line for line in server.output), "\n".join(server.output[-100:])
 
 
-@contextlib.contextmanager
-def own_postgres(folder):
-    """Run a PostgreSQL server for the block, with the dummy data."""
-    (folder / "postgres").mkdir()
-    folder.chmod(0o755)  # PostgreSQL may run as another user
-    postgres = Postgres(folder / "postgres")
-    postgres.start()
-    try:
-        run_seed(folder, url=postgres.url)
-        yield postgres
-    finally:
-        postgres.stop("immediate")
-
-
 class Client:
     """A keep-alive connection to a server."""
 
-    def __init__(self, server):
-        self.server = server
+    def __init__(self, server, number=0):
+        self.server, self.number = server, number
         self.connection = http.client.HTTPConnection(server.address, timeout=60)
         self.headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.token}"}
 
@@ -143,11 +132,22 @@ class Client:
 
 
 @contextlib.contextmanager
-def threads(number, work):
-    """Run work(index, stop) in so many threads for the block, then set `stop`; yield a list, at last the results."""
+def clients(server, number, work, ends=()):
+    """Let so many clients call work(client) over and over for the block; an exception of `ends` ends a client.
+
+    Yields a list, at last of what each client's calls have returned.
+    """
     stop, results = threading.Event(), []
+
+    def run(index):
+        client, returned = Client(server, index), []
+        with contextlib.suppress(*ends):
+            while not stop.is_set():
+                returned.append(work(client))
+        return returned
+
     with concurrent.futures.ThreadPoolExecutor(max(number, 1)) as pool:
-        futures = [pool.submit(work, index, stop) for index in range(number)]
+        futures = [pool.submit(run, index) for index in range(number)]
         try:
             yield results
         finally:
@@ -155,7 +155,7 @@ def threads(number, work):
             results += [future.result() for future in futures]
 
 
-def wait_for_answers(server, number):
+def wait_for_answers(server, number=100):
     """Wait until a server has given so many more answers."""
     before = len(server.answers)
     wait_until(lambda: len(server.answers) >= before + number)
@@ -175,10 +175,11 @@ class Ledger:
         self.codes = collections.defaultdict(list)  # of each writer
         self.numbers = itertools.count()
 
-    def write(self, writer, ask):
-        """Add a course, or change one of the writer's last, with ask(method, path, body); return the Answer or None."""
-        change = self.codes[writer] and random.random() < 0.5
-        code = random.choice(self.codes[writer][-20:]) if change else f"W{next(self.numbers)}"
+    def write(self, client, ask=None):
+        """Add a course, or change one of the client's last, with ask(method, path, body); return the Answer or None."""
+        ask, codes = ask or client.ask, self.codes[client.number]
+        change = codes and random.random() < 0.5
+        code = random.choice(codes[-20:]) if change else f"W{next(self.numbers)}"
         version = self.sent.get(code, 0) + 1
         self.sent[code] = version
         body = {"name": str(version), "instructor": "Sisyphus"}
@@ -186,31 +187,31 @@ class Ledger:
         if answer and answer.status in (201, 204):
             self.acknowledged[code] = version
             if not change:
-                self.codes[writer].append(code)
+                codes.append(code)
         else:
             assert not answer or (answer.status == 503 and answer.headers["Retry-After"]), answer
             self.sent[code] = version - 1
             if change:  # leave the course alone, for the write may still be carried out
-                self.codes[writer].remove(code)
+                codes.remove(code)
         return answer
 
-    def look_for_lost(self, courses):
-        """Check stored courses, dicts, for all that was acknowledged; return their versions."""
+    def write_at_once(self, client):
+        """Write what no database may refuse; return nothing."""
+        answer = self.write(client)
+        assert answer.status != 503, answer
+
+    def compare(self, courses, may_have_more=False):
+        """Check stored courses, dicts, for all that was acknowledged, and unless they may have more, nothing else."""
         stored = {course["code"]: int(course["name"]) for course in courses if course["code"].startswith("W")}
         lost = [code for code, version in self.acknowledged.items() if stored.get(code, 0) < version]
         assert not lost, f"{len(lost)} acknowledged writes are lost, such as {lost[:5]}"
-        return stored
-
-    def compare(self, courses):
-        """Check stored courses, dicts, for all that was acknowledged, and nothing that was refused."""
-        stored = self.look_for_lost(courses)
         invented = [code for code, version in stored.items() if self.sent.get(code, 0) < version]
-        assert not invented, f"{len(invented)} writes are stored that were refused, such as {invented[:5]}"
+        assert may_have_more or not invented, f"{len(invented)} refused writes are stored, such as {invented[:5]}"
 
 
-def read_courses(file):
-    """Return the courses of a database file as dicts; raise AssertionError if it is damaged."""
-    with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
+def read_courses(folder):
+    """Return the courses of the database in a folder as dicts; raise AssertionError if it is damaged."""
+    with contextlib.closing(sqlite3.connect(folder / "courses.db", timeout=60)) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         return [{"code": code, "name": name} for code, name in database.execute("SELECT code, name FROM courses")]
 
@@ -221,23 +222,15 @@ def read_courses(file):
 def kill(folder, rounds=20):
     """SIGKILL while 8 clients write"""
     ledger, total = Ledger(), 0
-
-    def write(writer, stop):
-        client = Client(server)
-        with contextlib.suppress(OSError, http.client.HTTPException):  # the server is gone
-            while not stop.is_set():
-                answer = ledger.write(writer, client.ask)
-                assert answer.status != 503, answer
-
     for _ in range(rounds):
         with serving(folder) as server:
-            with threads(8, write):
+            with clients(server, 8, ledger.write_at_once, ENDS):
                 time.sleep(random.uniform(0.2, 1))
                 server.end()
             total += len(server.answers)
         with serving(folder) as server:
             ledger.compare(Client(server).read_all())
-            ledger.compare(read_courses(folder / "courses.db"))
+            ledger.compare(read_courses(folder))
     return f"{rounds} rounds, {total:,} acknowledged writes, 0 lost"
 
 
@@ -249,10 +242,10 @@ def term(folder, rounds=10):
     gets a reset (ECONNRESET; or EPIPE, kept in SO_ERROR). Such a request may be sent again (RFC 9110 §9.2.2), and must
     not have been carried out.
     """
-    ledger, ends, exits, signalled = Ledger(), [], [], threading.Event()
+    ledger, count, exits, signalled = Ledger(), collections.Counter(), [], threading.Event()
 
     def ask(client, *request):
-        """Return the Answer, or None; keep how the request ended."""
+        """Return the Answer, or None; count how the request ended."""
         if not client.connection.sock:
             client.connection.connect()
         sock, end = client.connection.sock, "not read"
@@ -261,38 +254,34 @@ def term(folder, rounds=10):
             begun = sock.recv(1, socket.MSG_PEEK)
             end = "not read" if not begun and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) else "dropped"
             answer = client.receive(request[0])
-            ends.append("answered")
+            count["answered"] += 1
             return answer
-        ends.append(end)
+        count[end] += 1
         client.connection.close()
         return None
 
-    def ask_until_refused(number, _stop):
-        client = Client(server)
-        with contextlib.suppress(ConnectionRefusedError):  # the server no longer listens
-            for turn in itertools.count(number):
-                if number >= 16 and signalled.wait(random.uniform(0, 2)):
-                    time.sleep(course_api.LINGER_SECONDS + random.uniform(0, 0.03))
-                if turn % 2:
-                    ledger.write(number, lambda *request: ask(client, *request))
-                else:
-                    answer = ask(client, "GET", random.choice((ONE, PAGE)))
-                    assert not answer or answer.status == 200, answer
+    def work(client):
+        if client.number >= 16 and signalled.wait(random.uniform(0, 2)):
+            time.sleep(course_api.LINGER_SECONDS + random.uniform(0, 0.03))
+        if random.random() < 0.5:
+            ledger.write(client, functools.partial(ask, client))
+        else:
+            answer = ask(client, "GET", random.choice((ONE, PAGE)))
+            assert not answer or answer.status == 200, answer
 
     for _ in range(rounds):
         signalled.clear()
-        with serving(folder) as server, threads(64, ask_until_refused):
+        with serving(folder) as server, clients(server, 64, work, [ConnectionRefusedError]):
             time.sleep(random.uniform(0.5, 1.5))
             begin = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             signalled.set()
             assert server.process.wait(20) == 0
             exits.append(time.monotonic() - begin)
-    count = collections.Counter(ends)
     seen = f"{rounds} rounds, {count['answered']:,} requests answered, {count['dropped']} dropped, {count['not read']} "
     seen += f"sent too late and not read, slowest exit {max(exits):.2f} s"
     assert not count["dropped"] and max(exits) < 5, seen
-    ledger.compare(read_courses(folder / "courses.db"))
+    ledger.compare(read_courses(folder))
     return seen
 
 
@@ -300,29 +289,25 @@ def mixed(folder):
     """64 clients read and write for a minute"""
     counters, ledger = [f"COUNTER{number}" for number in range(8)], Ledger()
 
-    def count(writer, stop):
-        """Increment a counter over and over, and write something else; return how often that was acknowledged."""
-        client, path, done = Client(server), f"/courses/{counters[writer % 8]}", 0
-        while not stop.is_set():
-            course = client.ask("GET", path)
-            change = {"name": str(int(json.loads(course.body)["name"]) + 1), "instructor": "Nobody"}
-            answer = client.ask("PUT", path, change, {"If-Match": course.headers["ETag"]})
-            assert answer.status in (204, 412), answer
-            done += answer.status == 204
-            assert ledger.write(writer, client.ask).status != 503
-        return done
+    def count(client):
+        """Increment a counter, and write something else; return whether the increment was acknowledged."""
+        path = f"/courses/{counters[client.number % 8]}"
+        course = client.ask("GET", path)
+        change = {"name": str(int(json.loads(course.body)["name"]) + 1), "instructor": "Nobody"}
+        answer = client.ask("PUT", path, change, {"If-Match": course.headers["ETag"]})
+        assert answer.status in (204, 412), answer
+        ledger.write_at_once(client)
+        return answer.status == 204
 
-    def read(_, stop):
-        client = Client(server)
-        while not stop.is_set():
-            client.read(random.choice((ONE, PAGE, "/courses?q=neural&limit=9")))
+    def read(client):
+        client.read(random.choice((ONE, PAGE, "/courses?q=neural&limit=9")))
 
     with serving(folder) as server:
         for code in counters:
             Client(server).ask("POST", "/courses", {"code": code, "name": "0", "instructor": "Nobody"})
-        with threads(32, read), threads(32, count) as done:
+        with clients(server, 32, read), clients(server, 32, count) as results:
             time.sleep(60)
-    courses = read_courses(folder / "courses.db")
+    courses, done = read_courses(folder), [sum(counted) for counted in results]
     stored = {course["code"]: int(course["name"]) for course in courses if course["code"] in counters}
     assert stored == {code: sum(done[number::8]) for number, code in enumerate(counters)}
     ledger.compare(courses)
@@ -338,18 +323,18 @@ def connections(folder):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for this process, not for the server
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        clients, begin = [Client(server) for _ in range(1500)], time.monotonic()
-        for client in clients:
+        opened, begin = [Client(server) for _ in range(1500)], time.monotonic()
+        for client in opened:
             client.connection.connect()
             client.connection.auto_open = False
             stack.callback(client.connection.close)
         for _ in range(3):
-            for client in clients:
+            for client in opened:
                 client.send("GET", ONE)
-            for client in clients:
+            for client in opened:
                 answer = client.receive("GET")
                 assert answer.status == 200 and b"CSE115" in answer.body, answer
-        return f"{len(clients):,} connections, each with 3 answers, in {time.monotonic() - begin:.1f} s"
+        return f"{len(opened):,} connections, each with 3 answers, in {time.monotonic() - begin:.1f} s"
 
 
 def memory(folder):
@@ -388,27 +373,24 @@ def memory(folder):
 
 def logins(folder):
     """4 clients read, without and with 50 logins a second"""
+    turns = itertools.count()
 
-    def read(_, stop):
-        client = Client(server)
-        while not stop.is_set():
-            client.read(ONE)
+    def read(client):
+        client.read(ONE)
 
-    def log_in(number, stop):
-        """Log in once a second, each thread at its own moment, every fourth time with the right password."""
-        client, begin = Client(server), time.monotonic() + number / 50
-        for turn in itertools.count():
-            if stop.wait(max(begin + turn - time.monotonic(), 0)):
-                break
-            name = "faisal" if (number + turn) % 4 == 0 else f"user {number} {turn}"
-            answer = client.ask("POST", "/login", {"username": name, "password": "faisal"})
-            assert answer.status in (200, 400, 429, 503), answer
+    def log_in(client):
+        """Log in at the next fiftieth of a second, every fourth time with the right password."""
+        turn = next(turns)
+        time.sleep(max(begin + turn / 50 - time.monotonic(), 0))
+        name = "faisal" if turn % 4 == 0 else f"user {turn}"
+        answer = client.ask("POST", "/login", {"username": name, "password": "faisal"})
+        assert answer.status in (200, 400, 429, 503), answer
 
     seen = []
     with serving(folder) as server:
         for number in (0, 50):
-            server.answers = []
-            with threads(4, read), threads(number, log_in):
+            server.answers, begin = [], time.monotonic()
+            with clients(server, 4, read), clients(server, number, log_in):
                 time.sleep(15)
             seen.append(f"{server.statuses('GET')[200] / 15:,.0f} reads a second ({server.times('GET')})")
     answers = ", ".join(f"{number} times {status}" for status, number in sorted(server.statuses("POST").items()))
@@ -419,14 +401,12 @@ def disk(folder):
     """The disk is full, and then it is not"""
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder]
     mounted = os.getuid() == 0 and not subprocess.run(command, capture_output=True).returncode
-    filler, ledger = folder / "filler", Ledger()
+    how = "a full tmpfs of 3 MiB" if mounted else "RLIMIT_FSIZE, since mounting is not permitted"
+    ledger, refused = Ledger(), 0
 
     def limit_files(size):
         """Let no file of the server grow beyond a size."""
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-    def write(number):
-        return collections.Counter(ledger.write(0, client.ask).status for _ in range(number))
 
     with contextlib.ExitStack() as stack:
         if mounted:
@@ -434,26 +414,24 @@ def disk(folder):
         run_seed(folder)
         server = stack.enter_context(serving(folder))
         client = Client(server)
-        assert not write(100)[503]
+        for _ in range(100):
+            ledger.write_at_once(client)
         if mounted:
-            with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            with open(folder / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(4096))
         else:
             limit_files(os.path.getsize(folder / "courses.db-wal"))
-        refused = 0
         while refused < 50:
-            refused += write(1)[503]
+            refused += ledger.write(client).status == 503
             for path in (ONE, PAGE, "/health"):
                 client.read(path)
             assert len(server.answers) < 20_000, "the disk is full, and writes succeed"
-        if mounted:
-            filler.unlink()
-        else:
-            limit_files(resource.RLIM_INFINITY)
-        assert not write(100)[503]
-        ledger.compare(read_courses(folder / "courses.db"))
-        how = "a full tmpfs of 3 MiB" if mounted else "RLIMIT_FSIZE, since mounting is not permitted"
+        (folder / "filler").unlink(missing_ok=True)
+        limit_files(resource.RLIM_INFINITY)
+        for _ in range(100):
+            ledger.write_at_once(client)
+        ledger.compare(read_courses(folder))
         reads, writes = server.statuses("GET")[200], server.statuses("POST", "PUT")
         return (
             f"{how}: {refused} writes answered 503, {reads} reads 200; with space again writes succeed at once; "
@@ -465,18 +443,20 @@ def locked(folder):
     """Another program locks the database for longer than a write waits"""
     ledger = Ledger()
     with serving(folder) as server, contextlib.closing(sqlite3.connect(folder / "courses.db")) as other:
-        client, other.isolation_level = Client(server), None
+        writers, reader = [Client(server, number) for number in range(8)], Client(server)
+        other.isolation_level = None
         other.execute("BEGIN IMMEDIATE")
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            writes = [pool.submit(ledger.write, writer, Client(server).ask) for writer in range(8)]
+            writes = [pool.submit(ledger.write, writer) for writer in writers]
             while not all(write.done() for write in writes):
-                client.read(ONE)
+                reader.read(ONE)
         assert server.statuses("POST") == {503: 8}
         seen = f"8 writes answered 503 ({server.times('POST')}), {server.statuses('GET')[200]:,} reads meanwhile 200 "
         seen += f"({server.times('GET')}); then writes succeed at once"
         other.execute("COMMIT")
-        assert {ledger.write(writer, client.ask).status for writer in range(8)} == {201}
-        ledger.compare(read_courses(folder / "courses.db"))
+        for writer in writers:
+            ledger.write_at_once(writer)
+        ledger.compare(read_courses(folder))
         return seen
 
 
@@ -484,14 +464,14 @@ def outage(folder):
     """8 clients, while their PostgreSQL stops and crashes, for three seconds each, five times in turn"""
     ledger, returns = Ledger(), []
 
-    def work(writer, stop):
-        client = Client(server)
-        while not stop.is_set():
-            ledger.write(writer, client.ask)
-            assert client.ask("GET", ONE).status in (200, 503)
+    def work(client):
+        ledger.write(client)
+        assert client.ask("GET", ONE).status in (200, 503)
 
-    with own_postgres(folder) as postgres, serving(folder, url=postgres.url) as server:
-        with threads(8, work):
+    with own_postgres() as postgres, contextlib.ExitStack() as stack:
+        run_seed(folder, url=postgres.url)
+        server = stack.enter_context(serving(folder, url=postgres.url))
+        with clients(server, 8, work):
             for mode in ("fast", "immediate") * 5:
                 time.sleep(1)
                 postgres.stop(mode)
@@ -501,8 +481,8 @@ def outage(folder):
                 while client.ask("GET", ONE).status == 503:
                     pass
                 returns.append(time.monotonic() - begin)
-        # Not compare(): a write whose connection broke is answered 503, and may be stored all the same.
-        ledger.look_for_lost(client.read_all())
+        # A write whose connection broke is answered 503, and may be stored all the same.
+        ledger.compare(client.read_all(), may_have_more=True)
         refused = [answer.seconds for answer in server.answers if answer.status == 503]
         seen = f"{len(refused):,} of {len(server.answers):,} requests answered 503, within {max(refused):.2f} s; "
         seen += (
@@ -514,39 +494,37 @@ def outage(folder):
 
 def restore(folder, rounds=20):
     """`seed.py backup` and `restore` while 8 clients write, and a restore over the journal of a killed server"""
-    file, numbers = folder / "courses.db", itertools.count()
+    numbers = itertools.count()
 
-    def work(_, stop):
-        """Add one course after the other; return when each was sent and when acknowledged, and its code."""
-        client, added = Client(server), []
-        with contextlib.suppress(OSError, http.client.HTTPException):  # the server is killed at last
-            while not stop.is_set():
-                code, begin = f"R{next(numbers)}", time.monotonic()
-                answer = client.ask("POST", "/courses", {"code": code, "name": "Later", "instructor": ""})
-                assert answer.status == 201, answer
-                added.append((begin, time.monotonic(), code))
-                client.read(PAGE)
-        return added
+    def add(client):
+        """Add a course, and read; return when the course was sent and when acknowledged, and its code."""
+        code, begin = f"R{next(numbers)}", time.monotonic()
+        answer = client.ask("POST", "/courses", {"code": code, "name": "Later", "instructor": ""})
+        assert answer.status == 201, answer
+        end = time.monotonic()
+        client.read(PAGE)
+        return begin, end, code
 
     def codes(courses):
         return {course["code"] for course in courses}
 
     with serving(folder) as server:
         for number in range(rounds):
-            copy = folder / f"copy{number}.db"
-            with threads(8, work) as before:
+            copy = folder / f"copy{number}"
+            copy.mkdir()
+            with clients(server, 8, add) as before:
                 begin_backup = time.monotonic()
-                run_seed(folder, "backup", copy)
+                run_seed(folder, "backup", copy / "courses.db")
             expected = codes(read_courses(copy))
             assert expected >= {code for part in before for _, end, code in part if end < begin_backup}
             run_seed(folder, "random", "3000", "--seed", str(number + 2))
-            with threads(8, work) as after:
-                wait_for_answers(server, 100)
+            with clients(server, 8, add) as after:
+                wait_for_answers(server)
                 begin = time.monotonic()
-                run_seed(folder, "restore", copy)
+                run_seed(folder, "restore", copy / "courses.db")
                 end = time.monotonic()
-                wait_for_answers(server, 100)
-            stored = codes(read_courses(file))
+                wait_for_answers(server)
+            stored = codes(read_courses(folder))
             assert stored == codes(Client(server).read_all())
             for part in after:
                 assert not stored & {code for _, acknowledged, code in part if acknowledged < begin}
@@ -555,12 +533,12 @@ def restore(folder, rounds=20):
                 assert kept == sorted(kept), "a write is lost that was acknowledged after one that is kept"
             assert stored == expected | (stored & {code for part in after for *_, code in part})
         assert server.statuses("GET", "POST").keys() == {200, 201}
-        with threads(8, work):
-            wait_for_answers(server, 100)
+        with clients(server, 8, add, ENDS):
+            wait_for_answers(server)
             server.end()
-        assert os.path.getsize(f"{file}-wal") > 0
-        run_seed(folder, "restore", copy)
-        assert codes(read_courses(file)) == expected
+        assert os.path.getsize(folder / "courses.db-wal") > 0
+        run_seed(folder, "restore", copy / "courses.db")
+        assert codes(read_courses(folder)) == expected
         return (
             f"{rounds} rounds beside {len(server.answers):,} requests, none failed; each brought back the whole "
             "backup and kept what was acknowledged afterwards; so did a restore over a journal"
@@ -579,30 +557,30 @@ def rolling(folder, rounds=10):
             client.connection.close()
             return None
 
-    def work(writer, stop):
-        """Write, and read each write back; every other client opens a connection for each request."""
-        client = Client(proxy)
-        while not stop.is_set():
-            answer = ledger.write(writer, functools.partial(ask, client))
-            code = ledger.codes[writer] and ledger.codes[writer][-1]
-            course = ask(client, "GET", f"/courses/{code}") if answer and answer.status != 503 and code else None
+    def work(client):
+        """Write, and read the write back; every other client opens a connection for each request."""
+        answer = ledger.write(client, functools.partial(ask, client))
+        codes = ledger.codes[client.number]
+        if codes and answer and answer.status != 503:
+            course = ask(client, "GET", f"/courses/{codes[-1]}")
             if course and course.status != 503:
                 assert course.status == 200, course
-                assert int(json.loads(course.body)["name"]) >= ledger.acknowledged[code]
-            if writer % 2:
-                client.connection.close()
+                assert int(json.loads(course.body)["name"]) >= ledger.acknowledged[codes[-1]]
+        if client.number % 2:
+            client.connection.close()
 
-    with own_postgres(folder) as postgres, nginx(folder, ports) as url, contextlib.ExitStack() as stack:
+    with own_postgres() as postgres, nginx(folder, ports) as url, contextlib.ExitStack() as stack:
+        run_seed(folder, url=postgres.url)
         copies = {port: Server(folder, postgres.url, PORT=str(port)) for port in ports}
         stack.callback(lambda: [copy.close() for copy in copies.values()])
         for number in (signal.SIGKILL, signal.SIGTERM):
             proxy = SimpleNamespace(address=url.removeprefix("http://"), token=copies[ports[0]].token, answers=[])
-            with threads(6, work):
+            with clients(proxy, 6, work):
                 for port in ports * rounds:
-                    wait_for_answers(proxy, 100)
+                    wait_for_answers(proxy)
                     assert copies[port].end(number) == (0 if number == signal.SIGTERM else -number)
                     copies[port] = Server(folder, postgres.url, PORT=str(port))
-            ledger.look_for_lost(Client(proxy).read_all())
+            ledger.compare(Client(proxy).read_all(), may_have_more=True)
             failed = collections.Counter(answer.method for answer in proxy.answers if answer.status == 503)
             seen[number] = f"{len(proxy.answers):,} requests, of which failed: {dict(failed) or 'none'}"
             # nginx does not repeat a POST that a copy may have carried out (RFC 9110 §9.2.2).
