@@ -22,7 +22,7 @@ import hypothesis
 from hypothesis.strategies import binary, builds, fixed_dictionaries, just, lists, sampled_from, tuples
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from conftest import ROOT, Server
+from conftest import ROOT, Server, run_program
 
 import course_api
 import seed as dummy
@@ -31,18 +31,26 @@ CASES = 20_000
 ROUND = 250  # examples of each operation; in longer rounds the lists get long, and the cases slow
 
 
+def run_schemathesis(server, folder, *options):
+    """Run every check of schemathesis on a server; return how many requests it sent, and all faults found."""
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", ROOT / "tests/schemathesis.toml", "run"]
+    command += [f"{server.url}/openapi.yaml", "--checks", "all", *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "TOKEN": server.log_in()}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    cases = int(re.search(r"(\d+) generated|$", done.stdout)[1] or 0)
+    faults = [line for line in server.output if " ERROR " in line]
+    if done.returncode or f"{cases} generated, {cases} passed" not in done.stdout:
+        faults.append(done.stdout.partition("= FAILURES =")[2] or done.stdout + done.stderr)
+    return cases, faults
+
+
 def send_round(seed):
     """Return how many requests schemathesis sent to a new server, and the faults that it and the server's log name."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Server(folder, TOKEN_SECONDS="9999")) as server:
-        environment = os.environ | {"DATABASE_URL": f"sqlite:///{folder}/courses.db", "PYTHONPATH": str(ROOT / "tests")}
-        subprocess.run([sys.executable, ROOT / "seed.py"], env=environment, check=True, capture_output=True)
-        command = [sys.executable, "-m", "schemathesis.cli", "--config-file", ROOT / "tests/schemathesis.toml", "run"]
-        command += [f"{server.url}/openapi.yaml", "--checks", "all", "--max-examples", str(ROUND), "--seed", str(seed)]
-        environment["TOKEN"] = server.log_in()
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-        faults = [line for line in server.output if " ERROR " in line]
-        faults += [done.stdout.partition("= FAILURES =")[2] or done.stdout + done.stderr] if done.returncode else []
-        return int(re.search(r"(\d+) generated|$", done.stdout)[1] or 0), faults
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/courses.db"
+        run_program(folder, "seed.py", DATABASE_URL=url).check_returncode()
+        with contextlib.closing(Server(folder, TOKEN_SECONDS="9999", DATABASE_URL=url)) as server:
+            return run_schemathesis(server, folder, "--max-examples", str(ROUND), "--seed", str(seed))
 
 
 def send_requests(seed):

@@ -1,15 +1,12 @@
 """openapi.yaml against the code, in both directions. conftest.py checks the response to every other test by it too."""
 
-import os
 import re
-import subprocess
-import sys
 
 import openapi_spec_validator
 import pytest
 import yaml
-from conftest import ROOT
 from description import DOCUMENT, PATHS, find
+from fuzz import run_schemathesis
 
 import course_api
 import models
@@ -66,14 +63,12 @@ def test_it_names_the_limits_of_the_code():
     assert [item["schema"].get("maximum") for item in page if item["name"] == "limit"] == [1000]
 
 
-def test_its_addresses_hold_below_a_prefix():
-    """Swagger UI resolves both relative to the document: test_docs.py tries it in a browser."""
+def test_its_addresses_hold_below_a_prefix_and_the_login_is_the_first_way_to_authorize():
+    """Swagger UI resolves both addresses relative to the document: test_docs.py tries it in a browser."""
+    schemes = DOCUMENT["components"]["securitySchemes"]
     assert DOCUMENT["servers"] == [{"url": "."}]
-    assert DOCUMENT["components"]["securitySchemes"]["login"]["flows"]["password"]["tokenUrl"] == "login"
-
-
-def test_the_login_is_the_first_way_to_authorize():
-    assert list(DOCUMENT["components"]["securitySchemes"]) == ["login", "bearer", "query"]
+    assert schemes["login"]["flows"]["password"]["tokenUrl"] == "login"
+    assert list(schemes) == ["login", "bearer", "query"]
     assert DOCUMENT["security"] == [{"login": []}, {"bearer": []}, {"query": []}]
 
 
@@ -145,15 +140,9 @@ def test_the_examples_of_errors_are_true(client, stranger, monkeypatch):
 
 
 @pytest.mark.integration
-def test_schemathesis_finds_nothing(start, run, tmp_path):
+def test_schemathesis_finds_nothing(serve, tmp_path):
     """Runs every check of schemathesis, with all that it makes up of openapi.yaml, against a real server."""
-    run("seed.py")
-    api = start(TOKEN_SECONDS="1000", LOGIN_LIMIT="10000/minute")
-    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", ROOT / "tests/schemathesis.toml", "run"]
-    command += [f"{api.url}/openapi.yaml", "--checks", "all", "--max-examples", "40", "--generation-deterministic"]
-    environment = os.environ | {"TOKEN": api.log_in(), "PYTHONPATH": str(ROOT / "tests")}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    cases = int(re.search(r"(\d+) generated", done.stdout)[1])
-    assert f"{cases} generated, {cases} passed" in done.stdout
+    api, _ = serve(TOKEN_SECONDS="1000", LOGIN_LIMIT="10000/minute")
+    cases, faults = run_schemathesis(api, tmp_path, "--max-examples", "40", "--generation-deterministic")
+    assert faults == []
     assert cases > 500

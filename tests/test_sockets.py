@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import shutil
 import socket
 import struct
 
@@ -20,8 +21,10 @@ TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(256))
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    with contextlib.closing(Server(tmp_path_factory.mktemp("sockets"))) as server:
+def api(seeded_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sockets")
+    shutil.copy(seeded_file, folder)
+    with contextlib.closing(Server(folder)) as server:
         yield server
 
 
@@ -152,10 +155,8 @@ def test_a_request_is_read_as_the_rfc_says(api, data, expected):
     assert statuses(api, data) == expected
 
 
-def test_a_connection_stays_open_after_a_response_without_a_body(run, start):
-    run("seed.py")
-    api = start()
-    headers = {"Authorization": "Bearer " + api.log_in(), "Content-Type": "application/json"}
+def test_a_connection_stays_open_after_a_response_without_a_body(api):
+    headers = api.bearer() | {"Content-Type": "application/json"}
     with contextlib.closing(http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=20)) as connection:
         found = []
         for method in ("PATCH", "GET", "DELETE", "GET"):
