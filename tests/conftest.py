@@ -19,7 +19,7 @@ import webtest
 
 pytest.register_assert_rewrite("description")
 import description  # noqa: E402
-from servers import ask, create_database, drop_database  # noqa: E402
+from servers import ask, ask_at_once, create_database, drop_database, locked  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
@@ -193,6 +193,27 @@ class Server:
     def bearer(self):
         """Return the header of a token, for request(**headers)."""
         return {"Authorization": f"Bearer {self.log_in()}"}
+
+    def check_many_clients(self):
+        """Let 8 clients add courses, and read each back; return how many there are."""
+        bearer = self.bearer()
+
+        def write_and_read(number):
+            course = {"code": f"C{number}", "name": "Many", "instructor": ""}
+            written, _ = self.request("/courses", "POST", course, **bearer)
+            read, _ = self.request(f"/courses/C{number}", **bearer)
+            return written, read
+
+        assert set(ask_at_once(write_and_read, 60)) == {(201, 200)}
+        return self.request("/courses", **bearer)[1].count('"code"')
+
+    def check_time_limit(self, url):
+        """Check that a write which waits for a lock in the database at a URL is given up, and leaves no trace."""
+        path, bearer = "/courses/CSE115", self.bearer()
+        with locked(url):
+            assert self.request(path, "PATCH", {"name": "Changed"}, **bearer)[0] == 503
+        assert "Introduction to programming" in self.request(path, **bearer)[1]
+        assert self.request(path, "PATCH", {"name": "Changed"}, **bearer)[0] == 204
 
     def wait(self, seconds=20):
         """Return the exit status."""

@@ -84,6 +84,22 @@ def ask_at_once(function, number, clients=8):
         return list(pool.map(function, range(number)))
 
 
+def ask_in_turn(url, requests):
+    """Send requests, each (method, path, body, headers), on one connection, which the server must not close.
+
+    Returns the status and the headers of each response.
+    """
+    responses = []
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)) as connection:
+        for request in requests:
+            connection.request(*request)
+            response = connection.getresponse()
+            response.read()
+            responses.append((response.status, response.headers))
+            assert connection.sock is not None, f"closed after {request}"
+    return responses
+
+
 def wait_until(condition, seconds=20):
     """Wait until a function returns something true, and return that."""
     deadline = time.monotonic() + seconds

@@ -1,7 +1,6 @@
 """The app under granian and gunicorn: what another server can change, and what several processes must share."""
 
 import contextlib
-import http.client
 import json
 import os
 import random
@@ -12,7 +11,7 @@ import sys
 
 import pytest
 from conftest import Server, run_program
-from servers import ask, ask_at_once, connect, find_ports, is_listening, read_all, server_url, wait_until
+from servers import ask, ask_at_once, ask_in_turn, connect, find_ports, is_listening, read_all, server_url, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.sqlite]
 WORKERS = 2
@@ -112,16 +111,14 @@ def test_head_has_the_headers_of_get_and_no_body(api, bearer):
 
 
 def test_a_connection_stays_open_after_responses_without_a_body(api, bearer):
-    with contextlib.closing(http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=20)) as connection:
-        found, etag = [], ""
-        for method, body in (("GET", None), ("GET", None), ("PATCH", '{"name": "Basics"}'), ("HEAD", None)):
-            headers = bearer | ({"Content-Type": "application/json"} if body else {"If-None-Match": etag})
-            connection.request(method, "/courses/CSE115", body, headers)
-            response = connection.getresponse()
-            response.read()
-            etag = response.getheader("ETag") or ""
-            found.append((response.status, connection.sock is not None))
-    assert found == [(200, True), (304, True), (204, True), (200, True)]
+    path, change = "/courses/CSE115", bearer | {"Content-Type": "application/json"}
+    etag = ask(api.url, "GET", path, None, bearer)[1]["ETag"]
+    requests = [
+        ("GET", path, None, bearer | {"If-None-Match": etag}),
+        ("PATCH", path, '{"name": "Basics"}', change),
+        ("HEAD", path, None, bearer),
+    ]
+    assert [status for status, _ in ask_in_turn(api.url, requests)] == [304, 204, 200]
 
 
 def test_paths_and_queries_may_hold_any_character(api, bearer):
@@ -137,14 +134,9 @@ def test_paths_and_queries_may_hold_any_character(api, bearer):
 # -- What the workers share --------------------------------------------------------------------------------------------
 
 
-def test_a_token_of_one_worker_is_good_on_all_and_what_one_writes_all_can_read(api, bearer):
+def test_a_token_of_one_worker_is_good_on_all_and_what_one_writes_all_can_read(api):
     """Each has connections of its own to the database, even if the app was loaded before the workers were forked."""
-
-    def write_and_read(number):
-        written = api.request("/courses", "POST", NEW | {"code": f"C{number}"}, **bearer)[0]
-        return written, api.request(f"/courses/C{number}", **bearer)[0]
-
-    assert set(ask_at_once(write_and_read, 60)) == {(201, 200)}
+    api.check_many_clients()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

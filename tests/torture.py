@@ -155,10 +155,10 @@ def clients(server, number, work, ends=()):
             results += [future.result() for future in futures]
 
 
-def wait_for_answers(server, number=100):
+def wait_for_answers(server, number=100, seconds=20):
     """Wait until a server has given so many more answers."""
     before = len(server.answers)
-    wait_until(lambda: len(server.answers) >= before + number)
+    wait_until(lambda: len(server.answers) >= before + number, seconds)
 
 
 # -- What was written, and whether it is stored ------------------------------------------------------------------------
@@ -348,24 +348,24 @@ def memory(folder):
         (400, "GET", "/courses?page=2"),
     )
 
-    def send(number):
-        client = Client(server)
-        for turn in range(number):
-            status, *request = requests[turn % len(requests)]
-            if turn % 50 == 0:  # a new connection, and a token that is not ours
-                client.connection.close()
-                status, request = 401, ("GET", ONE, None, {"Authorization": f"Bearer {server.token}{random.random()}"})
-            assert client.ask(*request).status == status, request
+    def work(client):
+        turn = next(turns)
+        status, *request = requests[turn % len(requests)]
+        if turn % 50 == 0:  # a new connection, and a token that is not ours
+            client.connection.close()
+            status, request = 401, ("GET", ONE, None, {"Authorization": f"Bearer {server.token}{random.random()}"})
+        assert client.ask(*request).status == status, request
 
     def resident():
         status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1]) / 1024
 
     run_seed(folder, "random", "1000")
-    with serving(folder) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(send, [20_000 // 8] * 8))
+    turns = itertools.count()
+    with serving(folder) as server, clients(server, 8, work):
+        wait_for_answers(server, 20_000, seconds=600)
         early = resident()
-        list(pool.map(send, [180_000 // 8] * 8))
+        wait_for_answers(server, 180_000, seconds=600)
         seen = f"{early:.1f} MiB resident after 20,000 requests, {resident():.1f} MiB after 200,000"
         assert resident() < early * 1.1, seen
     return seen
