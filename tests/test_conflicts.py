@@ -1,4 +1,4 @@
-"""What another client's deadlock or lock has undone is retried, a few times, where that is safe."""
+"""What another client's deadlock or lock has undone is retried for a few seconds, where that is safe."""
 
 import concurrent.futures
 import contextlib
@@ -58,15 +58,11 @@ def fail(times, error):
 
 
 @pytest.mark.parametrize("error", CONFLICTS.values(), ids=CONFLICTS)
-def test_a_conflict_is_retried_and_given_up_after_ten_attempts(error, pauses):
+def test_a_conflict_is_retried_after_a_random_pause(error, pauses):
     operation, attempts = fail(9, error)
     assert operation("argument") == "done"
     assert attempts == ["argument"] * 10
     assert len(set(pauses)) > 1 and min(pauses) > 0 and max(pauses) < 1
-    operation, attempts = fail(10, error)
-    with pytest.raises(peewee.OperationalError):
-        operation("argument")
-    assert len(attempts) == 10
 
 
 @pytest.mark.parametrize("error", FAULTS.values(), ids=FAULTS)

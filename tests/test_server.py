@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 import runpy
 import signal
 import sqlite3
@@ -14,6 +15,8 @@ import sys
 import pytest
 from conftest import PYTHON, ROOT, Server, process_options
 from servers import ask, connect, find_ports, is_listening, read_all, running, wait_until
+
+import course_api
 
 pytestmark = pytest.mark.sqlite
 NEW = {"code": "CSE225", "name": "Data structures", "instructor": "Ada Lovelace"}
@@ -199,7 +202,7 @@ def test_each_request_has_a_line_in_the_log_and_no_line_has_a_secret(run, start,
     assert "Serving" in api.output[0] and "Stopped" in api.output[-1]
     found = [re.sub(r"^\S+ | [\d.]+ ms$", "", line) for line in requests]
     expected = [
-        rf"INFO 127.0.0.1 \S+ POST /login 200 {len(token)} bytes",
+        rf"INFO 127.0.0.1 grace POST /login 200 {len(token)} bytes",
         r"INFO 127.0.0.1 \S+ POST /login 400 \d+ bytes",
         r"DEBUG 127.0.0.1 - GET /health 200 16 bytes",
         rf"INFO 127.0.0.1 grace GET /courses 200 {len(courses.encode())} bytes",
@@ -227,6 +230,27 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_service(tmp_path):
     with running(command, port, tmp_path / "errors", **process_options(tmp_path, {"PORT": str(port)})):
         for _ in range(5):
             assert ask(f"http://127.0.0.1:{port}", "GET", "/courses")[0] == 401
+
+
+# -- Open files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "connections"),
+    [
+        ((1024, 1_048_576), (2100, 1_048_576), 2000),
+        ((4096, 4096), (4096, 4096), 2000),
+        ((256, 300), (300, 300), 200),
+        ((256, 2**63 - 1), (2100, 2**63 - 1), 2000),  # unlimited on macOS, which refuses that as the soft limit
+        ((256, -1), (2100, -1), 2000),  # unlimited on Linux
+    ],
+)
+def test_as_many_files_may_be_open_as_connections_need(monkeypatch, before, after, connections):
+    changes = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: changes.append(limits))
+    assert course_api.connection_limit() == connections
+    assert changes == [after]
 
 
 # -- Threads and signals -----------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ REFUSED = {
         GET.replace(*change)
         for change in (
             *((b"GET", method) for method in (b"get", b"GET ", b"GET\t", b"", b"GET\0")),
-            *((b"/health", path) for path in (b"/health\r", b"http://[", b"http://[::1/health", b"http://[x]/health")),
+            *((b"/health", path) for path in (b"/health\r", b"http://[", b"http://[::1/health", b"http://[/health")),
             *((b"HTTP/1.1", version) for version in (b"HTTP/1.1.1", b"http/1.1")),
         )
     ],

@@ -8,6 +8,7 @@ import bottle
 import limits
 import pytest
 from description import check_error
+from servers import ask_at_once
 
 import course_api
 import models
@@ -90,6 +91,14 @@ def test_too_many_logins_at_once_are_told_to_come_back(stranger, monkeypatch):
     check_error(response, "too many logins at once; try again soon")
     assert response.headers["Retry-After"] == "1"
     log_in(stranger, status=200)
+
+
+@pytest.mark.sqlite
+def test_a_flood_of_logins_does_not_queue_without_end(serve):
+    api, _ = serve()
+    answers = ask_at_once(lambda _: api.request("/login", "POST", RIGHT)[0], 64, clients=64)
+    assert set(answers) == {200, 503}
+    assert answers.count(200) >= course_api.MAX_LOGINS
 
 
 # -- The address behind a proxy ----------------------------------------------------------------------------------------
