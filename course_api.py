@@ -36,7 +36,6 @@ import logging
 import math
 import os
 import re
-import select
 import signal
 import sys
 import threading
@@ -808,7 +807,7 @@ class Server(TcpWSGIServer):
 
 def poll(sockets, seconds):
     """Serve what comes within this time, and write the access log."""
-    wasyncore.loop(seconds, use_poll=hasattr(select, "poll"), map=sockets, count=1)  # Windows has none
+    wasyncore.loop(seconds, use_poll=True, map=sockets, count=1)
     lines = [access_log.popleft() for _ in range(len(access_log))]
     if lines:
         with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop the service

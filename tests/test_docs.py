@@ -105,10 +105,24 @@ def test_a_person_can_log_in_on_the_page_and_try_the_api(run, start, tmp_path, p
         assert [other for other in asked if not other.startswith((f"{url}/", "data:"))] == []  # nothing from elsewhere
 
 
+@pytest.mark.integration
+@pytest.mark.sqlite
+def test_the_page_shows_a_reader_why_a_write_is_refused(run, start, page):
+    run("seed.py", "user", "reader", "--read-only", stdin="reads-only\n")
+    page.browser.get(f"{start().url}/docs")
+    page.log_in("reader", "reads-only")
+    status, error = page.try_out("addCourses")
+    assert status == "403" and "reader may only read" in error
+
+
 def test_the_page_lets_nothing_run_but_its_own_files(stranger):
     policy = stranger.get("/docs").headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none';")
     assert "unsafe" not in policy and "http" not in policy and "*" not in policy
+
+
+def test_the_root_leads_to_the_page(stranger):
+    assert "SwaggerUIBundle" in stranger.get("/", status=302).follow(status=200).text
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "redoc.js", "swagger_bundle.js.map", "..%2f__init__.py"])
