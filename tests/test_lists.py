@@ -150,9 +150,10 @@ def test_an_empty_list_has_a_first_and_a_last_page(client):
     assert set(links(response)) == {"first", "last"}
 
 
-def test_a_page_beyond_the_end_leads_back_to_the_last_one(catalogue):
-    response = catalogue.get("/courses?limit=2&offset=100")
-    assert links(response)["prev"] == links(response)["last"] == "/courses?limit=2&offset=4"
+@pytest.mark.parametrize(("limit", "last"), [(2, 4), (5, 0)])
+def test_a_page_beyond_the_end_leads_back_to_the_last_one(catalogue, limit, last):
+    response = catalogue.get(f"/courses?limit={limit}&offset=100")
+    assert links(response)["prev"] == links(response)["last"] == f"/courses?limit={limit}&offset={last}"
 
 
 def test_a_link_keeps_the_token_of_the_query(stranger):

@@ -278,6 +278,18 @@ def test_ctrl_c_at_any_moment_of_an_import_leaves_the_courses_as_they_were(comma
     assert Course.get_all_courses() == before
 
 
+def test_ctrl_c_after_the_commit_does_not_hide_it(command, monkeypatch):
+    add_courses = Course.add_courses
+
+    def interrupt(*args, **kwargs):
+        counts = add_courses(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+        return counts
+
+    monkeypatch.setattr(Course, "add_courses", interrupt)
+    assert import_text(command, CATALOGUE) == "Added 3 courses."
+
+
 # -- Export ------------------------------------------------------------------------------------------------------------
 
 
