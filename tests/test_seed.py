@@ -392,6 +392,7 @@ DAMAGE = {
     "no database": lambda path: path.write_bytes(b"code,name,instructor\r\n" * 1000),
     "cut short": lambda path: os.truncate(path, path.stat().st_size // 2),
     "damaged inside": lambda path: path.write_bytes(path.read_bytes()[:4096] + b"\xa5" * 40960),
+    "blank at the end": lambda path: path.write_bytes(path.read_bytes()[:-4096] + bytes(4096)),
     "without users": lambda path: execute(path, "DROP TABLE users"),
     "of a newer version": lambda path: execute(path, LATER),
 }
