@@ -864,6 +864,7 @@ def prepare():
     """Prepare the database and the key, and log what an operator should know; exit if the database cannot be used."""
     with models.exit_if_unusable():
         models.init_db()
+        models.limit_statements()  # from here on, the database is used as requests use it
         if models.IN_MEMORY:
             seed.add_dummy_data()
         if HOST not in ("127.0.0.1", "::1", "localhost") and User.match_user(*seed.DUMMY_USER):
@@ -871,8 +872,6 @@ def prepare():
         if not User.select().exists():
             log.info("there is no user yet; run python seed.py")
         signing_key()
-        models.limit_statements()
-        models.check_health()  # on a connection as requests open it
 
 
 def main():

@@ -6,7 +6,7 @@ import shutil
 
 import peewee
 import pytest
-from conftest import database_url
+from conftest import SQLITE, database_url
 from playhouse import db_url
 from playhouse.migrations import Runner
 from servers import ask_at_once
@@ -129,7 +129,7 @@ ID = {"sqlite": "INTEGER NOT NULL", "postgresql": "SERIAL NOT NULL", "mysql": "I
 
 
 def make_tutorial(folder):
-    """Make a database as the tutorial's SQLAlchemy makes it, with plain-text passwords; one user has been deleted."""
+    """Make a database as the tutorial's SQLAlchemy makes it, with plain-text passwords; many users are deleted."""
     number = ID[database_url(folder).partition(":")[0]]
     unicode = " DEFAULT CHARSET utf8mb4" if number == ID["mysql"] else ""
     with connected(folder) as database:
@@ -141,9 +141,13 @@ def make_tutorial(folder):
             "INSERT INTO courses (code, instructor, name) VALUES ('CSE11', 'Ada', 'Algebra'), ('CSE46', '', 'Logic')"
         )
         insert = f"INSERT INTO users (username, password) VALUES ({database.param}, {database.param})"
-        for username, password in [*PASSWORDS.items(), ("deleted", "turing 1912-1954")]:
-            database.execute_sql(insert, (username, password))
-        database.execute_sql("DELETE FROM users WHERE username = 'deleted'")
+        if SQLITE:
+            database.execute_sql("PRAGMA secure_delete = OFF")  # SQLite's own default, but not Debian's
+        deleted = [(f"deleted{number}", "turing 1912-1954") for number in range(300)]  # they fill pages of their own
+        with database.atomic():
+            for username, password in [*PASSWORDS.items(), *deleted]:
+                database.execute_sql(insert, (username, password))
+        database.execute_sql("DELETE FROM users WHERE username LIKE 'deleted%%'")
 
 
 def test_users_of_the_tutorials_database_log_in_with_the_same_passwords(run, start, tmp_path):
@@ -171,7 +175,8 @@ def test_users_of_the_tutorials_database_log_in_with_the_same_passwords(run, sta
 def test_no_plain_text_password_stays_in_a_file_of_the_tutorials_database(run, tmp_path, open_meanwhile):
     make_tutorial(tmp_path)
     secrets = [password.encode() for password in PASSWORDS.values() if password != "faisal"] + [b"turing 1912-1954"]
-    assert secrets[0] in (tmp_path / "courses.db").read_bytes()
+    before = (tmp_path / "courses.db").read_bytes()
+    assert all(secret in before for secret in secrets)
     with connected(tmp_path) if open_meanwhile else contextlib.nullcontext() as database:
         if open_meanwhile:
             database.execute_sql("SELECT * FROM users").fetchall()

@@ -77,7 +77,8 @@ def test_the_tutorials_course_methods_work_under_their_names(app):
     assert [course["code"] for course in Course.get_all_courses()] == ["CSE115", "CSE465", "CSE225"]
     assert Course.update_course("CSE225", instructor="") is True
     assert Course.get_course("CSE225") == course | {"instructor": ""}
-    assert Course.update_course("CSE225", "Grace", "Graphs") is True
+    for _ in range(2):  # the second changes nothing
+        assert Course.update_course("CSE225", "Grace", "Graphs") is True
     assert Course.get_course("CSE225") == course | {"name": "Graphs", "instructor": "Grace"}
     with pytest.raises(peewee.IntegrityError):
         Course.add_course("CSE225", "Ada", "Data structures")

@@ -71,6 +71,7 @@ REFUSED = {
         *(ENCODING + value + b"\r\n\r\n{}" for value in (b" \x0bchunked", b" chunked", b" ,")),
         POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}",
         LENGTH + b"Transfer-Encoding : chunked\r\n\r\n{}",
+        ENCODING + b"chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
         CHUNKS.replace(b"1.1", b"1.0") + b"0\r\n\r\n",
     ],
     "chunks": [
@@ -161,6 +162,12 @@ def test_a_connection_stays_open_after_a_response_without_a_body(api):
     responses = ask_in_turn(api.url, requests)
     assert [status for status, _ in responses] == [204, 200, 204, 404]
     assert not any("Connection" in headers for _, headers in responses)
+
+
+def test_a_response_without_a_body_closes_the_connection_if_the_client_asks_for_it(api):
+    with connect(api.url) as connection:
+        connection.sendall(b"OPTIONS /courses HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 204 ")
 
 
 def test_a_part_of_a_file_is_the_whole_file(api):
