@@ -66,6 +66,11 @@ def test_the_seed_fills_an_empty_database_and_can_be_run_again(run):
     assert tell(run("seed.py")) == "Added: nothing, the dummy data is already there"
 
 
+@pytest.mark.sqlite
+def test_the_banner_shows_the_whole_path_of_the_database(run, tmp_path):
+    assert f"{tmp_path}/made.db now has 2 courses" in run("seed.py", DATABASE_URL="sqlite:///made.db").stdout
+
+
 def test_help_lists_each_command_with_a_line(command):
     for name in ("users", "user", "import", "export", "backup", "restore", "random"):
         assert re.search(rf"^ +{name} +\S+ \S+ \S+", command("--help").stdout, re.MULTILINE)
