@@ -331,6 +331,7 @@ def signing_key():
 
 def make_token(username):
     """Return a token (RFC 7519) for a user that expires in TOKEN_SECONDS."""
+    signing_key.cache_clear()  # a restored backup has a key of its own
     now = int(time.time())
     claims = {"sub": username, "iat": now, "exp": now + TOKEN_SECONDS}
     return jwt.encode(claims, signing_key(), algorithm="HS256")
@@ -483,7 +484,6 @@ def log_in():
     abort_unless(len(login) == 2, "username and password must be provided")
     check_password(**login)
     request.environ["REMOTE_USER"] = login["username"]  # for the access log
-    signing_key.cache_clear()  # a restored backup can have another one
     token = make_token(login["username"])
     response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
     if prefers(JSON, over="text/plain") or (content_type == FORM and "grant_type" in document):
@@ -587,26 +587,31 @@ def get_course(code):
     return conditional_response(course)
 
 
-@app.post(["/courses", "/courses/"], parameters=["update"])
-def add_courses(update="false"):
-    """Add one course, or many, all or none, from a JSON array or CSV; with `update`, change those that exist."""
-    content_type, body = read_body(JSON, CSV)
-    update = update.lower() == "true"
+def parse_upload(content_type, body):
+    """Return the rows of an upload by number, and what the numbers count: lines, rows, or just one course."""
     if content_type == CSV:
         _, _, charset = request.content_type.partition("charset=")
         text = models.decode_text(body, charset.partition(";")[0].strip(' "'))
-        rows, unit = models.read_csv(text, MAX_ROWS), "line"
-    else:
-        document = decode_json(body)
-        if isinstance(document, dict) and isinstance(document.get("courses"), list):  # as GET /courses returns it
-            document = document["courses"]
-        if not (update or isinstance(document, list)):
-            return add_course(document)
-        rows, unit = dict(enumerate(document if isinstance(document, list) else [document], 1)), "row"
-        abort_unless(len(rows) <= MAX_ROWS, f"there are more than {MAX_ROWS} rows; send them in several requests")
-    created, updated, _ = Course.add_courses(rows, update, unit)
-    if update:
+        return models.read_csv(text, MAX_ROWS), "line"
+    document = decode_json(body)
+    if isinstance(document, dict) and isinstance(document.get("courses"), list):  # as GET /courses returns it
+        document = document["courses"]
+    if not isinstance(document, list):
+        return {1: document}, "course"
+    abort_unless(len(document) <= MAX_ROWS, f"there are more than {MAX_ROWS} rows; send them in several requests")
+    return dict(enumerate(document, 1)), "row"
+
+
+@app.post(["/courses", "/courses/"], parameters=["update"])
+def add_courses(update="false"):
+    """Add one course, or many, all or none, from JSON or CSV; with `update`, change those that exist."""
+    rows, unit = parse_upload(*read_body(JSON, CSV))
+    if update.lower() == "true":
+        created, updated, _ = Course.add_courses(rows, update=True, unit=unit)
         return msgspec.json.encode({"created": created, "updated": updated})
+    if unit == "course":
+        return add_course(rows[1])
+    created, _, _ = Course.add_courses(rows, unit=unit)
     response.status = 201
     return msgspec.json.encode({"created": created})
 
