@@ -54,6 +54,15 @@ def test_a_body_is_read_as_far_as_the_server_says(client, changes, status):
     client.do_request(request, status=status)
 
 
+def test_a_body_may_be_as_large_as_the_limit_and_not_larger(client, monkeypatch):
+    body = json.dumps(NEW).encode()
+    monkeypatch.setattr(course_api, "MAX_BODY", len(body) - 1)
+    response = client.post("/courses", body, content_type="application/json", status=413)
+    check_error(response, f"the body is larger than {len(body) - 1} bytes")
+    monkeypatch.setattr(course_api, "MAX_BODY", len(body))
+    client.post("/courses", body, content_type="application/json", status=201)
+
+
 # -- Paths and methods -------------------------------------------------------------------------------------------------
 
 
