@@ -252,6 +252,29 @@ def test_the_signing_key_is_made_once_and_the_first_of_two_wins(app, monkeypatch
 # -- The database ------------------------------------------------------------------------------------------------------
 
 
+class Unreachable:
+    attempts = 0
+
+    def _connect(self):
+        self.attempts += 1
+        raise peewee.OperationalError("timeout expired")
+
+
+class Pool(models.ServerPool, Unreachable):
+    pass
+
+
+def test_a_server_that_cannot_be_reached_is_asked_again_only_after_a_second(monkeypatch):
+    """Threads connect one at a time, so that each would wait for all attempts before its own."""
+    pool, now = Pool(), [100]
+    monkeypatch.setattr(models.time, "monotonic", lambda: now[0])
+    for seconds, attempts in ((0, 1), (0.9, 1), (1, 2), (1.5, 2)):
+        now[0] = 100 + seconds
+        with pytest.raises(peewee.OperationalError):
+            pool._connect()
+        assert pool.attempts == attempts
+
+
 @pytest.mark.sqlite
 def test_sqlite_is_set_to_lose_nothing(app):
     assert models.database.pragma("journal_mode") == "wal"
