@@ -83,7 +83,7 @@ def read_password(username):
     return password
 
 
-def set_user(name, read_only=None, delete=False):
+def set_user(name, read_only, delete):
     """Add a user, change the password or the role, or delete the user; return a sentence."""
     name = models.clean("username", name)
     user = User.get_or_none(User.username == name)
@@ -124,7 +124,7 @@ def read_courses(path, encoding):
     return dict(enumerate(courses, 1)), "row"
 
 
-def import_courses(file, encoding, update=False, dry_run=False):
+def import_courses(file, encoding, update, dry_run):
     """Add the courses of a file, all or none; return a sentence that says what was done."""
     try:
         courses, unit = read_courses(file, encoding)
