@@ -603,7 +603,7 @@ class User(database.Model):
         hashed = user.password if user else UNKNOWN_USER
         with contextlib.suppress(argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             HASHER.verify(hashed, password)
-            if user and HASHER.check_needs_rehash(hashed):  # unless the hash has been changed meanwhile
+            if user and HASHER.check_needs_rehash(hashed):  # unless it has been changed since
                 cls.update(password=HASHER.hash(password)).where(cls.id == user.id, cls.password == hashed).execute()
             return user is not None
         return False
