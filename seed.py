@@ -202,8 +202,10 @@ def restore(file):
     """
     require_sqlite("pg_restore or mariadb")
     page_size = models.database.pragma("page_size")
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(models.database.database))) as folder:
-        copy = peewee.SqliteDatabase(os.path.join(folder, "copy.db"))
+    with contextlib.ExitStack() as stack:
+        beside = os.path.dirname(os.path.abspath(models.database.database))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=beside))
+        copy = stack.enter_context(contextlib.closing(peewee.SqliteDatabase(f"{folder}/copy.db")))
         try:
             with contextlib.closing(sqlite3.connect(f"file:{quote(file)}?mode=rw", uri=True)) as source:
                 source.backup(copy.connection())
@@ -215,7 +217,6 @@ def restore(file):
         for statement in ("PRAGMA journal_mode = DELETE", f"PRAGMA page_size = {page_size}", "VACUUM"):
             copy.execute_sql(statement)
         copy.connection().backup(models.database.connection())
-        copy.close()
     return f"Restored the database from {file}."
 
 
