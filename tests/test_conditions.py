@@ -10,7 +10,7 @@ from description import check_error
 from test_contract_inherited import CHANGE, CSE115, UNKNOWN, get
 
 import course_api
-from models import Course
+from models import Course, database
 
 CHANGED = "the course has changed; GET it again, and send its new ETag in If-Match"
 EXISTS = "the course exists, and If-None-Match names it; leave out that header to change it"
@@ -118,6 +118,7 @@ def test_of_writers_that_race_with_the_same_etag_exactly_one_wins(app, client):
         together.wait(20)
         change = CHANGE | {"name": f"{etag} {number}"}
         response = writer.put_json("/courses/CSE115", change, headers={"If-Match": etag}, expect_errors=True)
+        database.close()  # this thread's connection
         return response.status_int, change["name"]
 
     with concurrent.futures.ThreadPoolExecutor(writers) as threads:
