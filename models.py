@@ -341,14 +341,15 @@ class Course(database.Model):
                     duplicates.append((number, f"Course code {code} repeats {unit} {first}"))
             except ValidationError as error:
                 invalid.append((number, str(error)))
-        if not (invalid or duplicates):
-            with contextlib.suppress(peewee.IntegrityError):
-                return cls.store([fields for _, *fields in courses.values()], update, watch, dry_run)
-        for codes in [] if update else peewee.chunked(courses, BATCH):
-            taken = cls.find(codes)
-            duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for code in taken]
-        if not (invalid or duplicates):  # a code that was taken has become free
-            return cls.add_courses(rows, update, unit, watch, dry_run)
+        for _attempt in range(3):  # a code that is taken may be free again by the time it is looked up
+            if not (invalid or duplicates):
+                with contextlib.suppress(peewee.IntegrityError):
+                    return cls.store([fields for _, *fields in courses.values()], update, watch, dry_run)
+            for codes in [] if update else peewee.chunked(courses, BATCH):
+                taken = cls.find(codes)
+                duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for code in taken]
+            if invalid or duplicates:
+                break
         raise UploadError(invalid, duplicates)
 
     @classmethod
@@ -369,8 +370,8 @@ class Course(database.Model):
                 new = [course for course in batch if course[0] not in old]
                 changed = [course for course in batch if old.get(course[0], course) != course]
                 for part, ending in ((new, ""), (changed, dialect.upsert)):
-                    values = ", ".join(["(%s, %s, %s)"] * len(part))
                     if part:
+                        values = ", ".join(["(%s, %s, %s)"] * len(part))
                         insert = sql(f"INSERT INTO courses (code, name, instructor) VALUES {values} {ending}")
                         database.execute_sql(insert, list(itertools.chain(*part)))
                 created, updated = created + len(new), updated + len(changed)
@@ -570,6 +571,7 @@ UNKNOWN_USER = HASHER.hash(secrets.token_hex())  # for an unknown user, so that 
 
 
 def hash_password(password):
+    """Return the Argon2 hash of a password; raise ValidationError for a bad one."""
     return HASHER.hash(clean("password", password))
 
 

@@ -158,6 +158,20 @@ def test_a_refused_upload_stores_nothing_and_names_each_bad_row(app, rows, optio
     assert Course.get_all_courses() == before
 
 
+def test_an_upload_that_the_database_refuses_for_another_reason_is_given_up(app, monkeypatch):
+    """As where the table has a column that the API does not know, and which must not be null."""
+    attempts = []
+
+    def store(*_arguments):
+        attempts.append(1)
+        raise peewee.IntegrityError("NOT NULL constraint failed: courses.room")
+
+    monkeypatch.setattr(Course, "store", store)
+    with pytest.raises(models.UploadError):
+        Course.add_courses({1: NEW})
+    assert 1 <= len(attempts) < 10
+
+
 # -- Users and the signing key -----------------------------------------------------------------------------------------
 
 WEAK = argon2.PasswordHasher(memory_cost=8, time_cost=3, parallelism=1)
