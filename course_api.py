@@ -84,7 +84,7 @@ LOG_LEVEL = read_setting("LOG_LEVEL", "INFO", LEVEL, "DEBUG, INFO, WARNING or ER
 if 0 < len(SECRET_KEY) < 32:  # RFC 7518 §3.2: HS256's own length
     sys.exit("SECRET_KEY must have 32 bytes or more; make one with: openssl rand -hex 32")
 try:
-    timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), models.CONNECT_SECONDS)
+    timeouts = {"socket_timeout": models.CONNECT_SECONDS, "socket_connect_timeout": models.CONNECT_SECONDS}
     storage = limits.storage.storage_from_string(LIMIT_STORAGE, wrap_exceptions=True, **timeouts)
 except (limits.errors.ConfigurationError, NotImplementedError, ValueError):
     sys.exit("LIMIT_STORAGE must be memory://, or like redis://host:6379 with requirements-servers.txt installed")

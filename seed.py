@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import getpass
 import os
 import pathlib
@@ -15,7 +14,6 @@ from urllib.parse import quote
 
 import msgspec
 import peewee
-from tqdm import tqdm
 
 import models
 from models import Course, User
@@ -31,7 +29,12 @@ TOPICS = ("Algebra", "Climate", "Data Structures", "Democracy", "Evolution", "Ge
 PEOPLE = ("Bose, Satyendra", "Curie, Marie", "Gödel, Kurt", "Hopper, Grace", "Lovelace, Ada", "Meitner, Lise", "Wu")
 MIN_PASSWORD = 8  # characters
 
-progress = functools.partial(tqdm, unit=" courses", leave=False, disable=None)  # None: only at a terminal
+
+def progress(courses):
+    """Pass on courses, and show progress at a terminal."""
+    from tqdm import tqdm  # only here: the API imports this module too, and would start later
+
+    return tqdm(courses, unit=" courses", leave=False, disable=None)
 
 
 def store_uninterrupted(courses):
@@ -202,10 +205,10 @@ def restore(file):
     """
     require_sqlite("pg_restore or mariadb")
     page_size = models.database.pragma("page_size")
-    with contextlib.ExitStack() as stack:
-        beside = os.path.dirname(os.path.abspath(models.database.database))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=beside))
-        copy = stack.enter_context(contextlib.closing(peewee.SqliteDatabase(f"{folder}/copy.db")))
+    with (
+        tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(models.database.database))) as folder,
+        contextlib.closing(peewee.SqliteDatabase(f"{folder}/copy.db")) as copy,
+    ):
         try:
             with contextlib.closing(sqlite3.connect(f"file:{quote(file)}?mode=rw", uri=True)) as source:
                 source.backup(copy.connection())

@@ -1,7 +1,6 @@
 """Databases of earlier releases, of newer ones, and of the tutorial."""
 
 import contextlib
-import pathlib
 import shutil
 
 import peewee
@@ -13,7 +12,7 @@ from servers import ask_at_once
 
 import models
 
-STEPS = sorted(path.stem for path in pathlib.Path(models.MIGRATIONS).glob("*.py"))
+STEPS = sorted(path.stem for path in models.MIGRATIONS.glob("*.py"))
 
 
 @contextlib.contextmanager

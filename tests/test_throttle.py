@@ -1,6 +1,5 @@
 """The login limit: whoever fails too often has to wait, and nobody else does."""
 
-import concurrent.futures
 import os
 import time
 
@@ -146,8 +145,7 @@ def test_the_port_of_a_client_behind_the_proxy_does_not_count(run, start):
 def test_guesses_at_the_same_time_are_counted_one_by_one(run, start):
     run("seed.py")
     api = start()
-    with concurrent.futures.ThreadPoolExecutor(12) as threads:
-        statuses = list(threads.map(lambda _: api.request("/login", "POST", WRONG)[0], range(36)))
+    statuses = ask_at_once(lambda _: api.request("/login", "POST", WRONG)[0], 36, clients=12)
     assert (statuses.count(400), statuses.count(429)) == (5, 31)
 
 
