@@ -382,20 +382,26 @@ def authenticate():
     return username
 
 
-def authorize_write(username):
+def forbidden(username):
+    """Return the 403 for a write by a user who may only read (RFC 6750 §3.1)."""
+    challenge = 'Bearer error="insufficient_scope"'
+    return HTTPError(403, f"user {username} may only read", www_authenticate=challenge)
+
+
+def check_role(username):
     """Raise 401 if the user no longer exists, 403 if the user may only read."""
     role = User.get_role(username)
     if not role:
         raise unauthorized("the user no longer exists")
     if role == "reader":
-        challenge = 'Bearer error="insufficient_scope"'
-        raise HTTPError(403, f"user {username} may only read", www_authenticate=challenge)
+        raise forbidden(username)
 
 
 class JWTPlugin:
-    """Requires a token on every route that is not public, and an editor's for writes.
+    """Requires a token on every route that is not public.
 
-    Routes then get the path's arguments and the query's parameters.
+    Routes then get the path's arguments and the query's parameters; those that write also get `by`, the token's user.
+    The statement that writes checks this user's role, so the role is looked up here only when a write has failed.
     """
 
     name, api = "jwt", 2
@@ -410,9 +416,13 @@ class JWTPlugin:
             username = authenticate()
             if not (username or (reads and PUBLIC_READ)):
                 raise unauthorized("send a token as ?token= or in the Authorization header", error="")
-            if not reads:
-                authorize_write(username)
-            return callback(**arguments, **parse_query(known))
+            if reads:
+                return callback(**arguments, **parse_query(known))
+            try:
+                return callback(**arguments, **parse_query(known), by=username)
+            except (HTTPError, ValidationError):
+                check_role(username)
+                raise
 
         return wrapper
 
@@ -603,47 +613,49 @@ def parse_upload(content_type, body):
 
 
 @app.post(["/courses", "/courses/"], parameters=["update"])
-def add_courses(update="false"):
+def add_courses(by, update="false"):
     """Add one course, or many, all or none, from JSON or CSV; with `update`, change those that exist."""
     rows, unit = parse_upload(*read_body(JSON, CSV))
+    if unit == "course" and update.lower() != "true":
+        return add_course(rows[1], by)
+    check_role(by)
     if update.lower() == "true":
         created, updated, _ = Course.add_courses(rows, update=True, unit=unit)
         return msgspec.json.encode({"created": created, "updated": updated})
-    if unit == "course":
-        return add_course(rows[1])
     created, _, _ = Course.add_courses(rows, unit=unit)
     response.status = 201
     return msgspec.json.encode({"created": created})
 
 
-def add_course(row):
+def add_course(row, by):
     """Add one course, a JSON object."""
     code, name, instructor = models.check_row(row)
     try:
-        Course.add_course(code=code, instructor=instructor, name=name)
+        if not Course.add_course(code=code, instructor=instructor, name=name, by=by):
+            raise forbidden(by)
     except peewee.IntegrityError:
         raise HTTPError(409, f"Course code {code} is in the courses already") from None
     return empty_response(201, f"/courses/{code}")
 
 
 @app.route("/courses/<code>", method=["PUT", "PATCH"])
-def update_course(code):
+def update_course(code, by):
     """Set a course's name and instructor, or with PATCH either of them."""
     _, body = read_body(JSON)
     change = clean_fields(decode_json(body), "name", "instructor")
     abort_unless(change or request.method == "PUT", EITHER)
     abort_unless(len(change) == 2 or request.method == "PATCH", models.NAMES_MISSING)
     old = check_conditions(code)
-    if not Course.update_course(code, old=old, **change):
+    if not Course.update_course(code, old=old, by=by, **change):
         raise HTTPError(412, CHANGED) if old else HTTPError(404, UNKNOWN_CODE)
     return empty_response(204, f"/courses/{code}")
 
 
 @app.delete("/courses/<code>")
-def delete_course(code):
+def delete_course(code, by):
     """Delete a course."""
     old = check_conditions(code)
-    if not Course.delete_course(code, old):
+    if not Course.delete_course(code, old, by):
         raise HTTPError(412, CHANGED) if old else HTTPError(400, UNKNOWN_CODE)
     return empty_response(204, "/courses/")
 

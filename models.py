@@ -288,9 +288,12 @@ def sql(text):
 # The queries that requests run, except logins. The database builds the JSON.
 COURSE_JSON = f"{dialect.json_object}('id', id, 'code', code, 'name', name, 'instructor', instructor)"
 GET_COURSE = sql(f"SELECT CAST({COURSE_JSON} AS {dialect.json_type}) FROM courses WHERE code = %s")
-ADD_COURSE = sql("INSERT INTO courses (code, name, instructor) VALUES (%s, %s, %s)")
-UPDATE_COURSE = sql("UPDATE courses SET name = COALESCE(%s, name), instructor = COALESCE(%s, instructor) WHERE ")
-DELETE_COURSE = "DELETE FROM courses WHERE "
+# A write looks up its user in the same statement, so that no change of role comes between; NULL is no user, and may.
+MAY_WRITE = "(%s IS NULL OR EXISTS (SELECT 1 FROM users WHERE username = %s AND NOT read_only))"
+ADD_COURSE = sql(f"INSERT INTO courses (code, name, instructor) SELECT %s, %s, %s WHERE {MAY_WRITE}")
+SET_FIELDS = "name = COALESCE(%s, name), instructor = COALESCE(%s, instructor)"
+UPDATE_COURSE = sql(f"UPDATE courses SET {SET_FIELDS} WHERE {MAY_WRITE} AND ")
+DELETE_COURSE = sql(f"DELETE FROM courses WHERE {MAY_WRITE} AND ")
 HAS_CODE, IS_SAME = sql("code = %s"), sql("id = %s AND code = %s AND name = %s AND instructor = %s")
 GET_ROLE = sql("SELECT read_only FROM users WHERE username = %s")
 LIST_JSON = f"CASE COUNT(*) WHEN 0 THEN '[]' ELSE {dialect.json_array}({COURSE_JSON}) END"
@@ -320,9 +323,13 @@ class Course(database.Model):
 
     @classmethod
     @retry_conflicts
-    def add_course(cls, code, instructor, name):
-        """Add a course; raise ValidationError for a bad field, peewee.IntegrityError if the code is taken."""
-        database.execute_sql(ADD_COURSE, (clean("code", code), clean("name", name), clean("instructor", instructor)))
+    def add_course(cls, code, instructor, name, by=None):
+        """Add a course; return False if the user `by` may not write.
+
+        Raises ValidationError for a bad field, peewee.IntegrityError if the code is taken.
+        """
+        values = (clean("code", code), clean("name", name), clean("instructor", instructor), by, by)
+        return database.execute_sql(ADD_COURSE, values).rowcount > 0
 
     @classmethod
     def add_courses(cls, rows, update=False, unit="row", watch=iter, dry_run=False):
@@ -392,22 +399,23 @@ class Course(database.Model):
 
     @classmethod
     @retry_conflicts
-    def update_course(cls, code, instructor=None, name=None, old=None):
-        """Change the given fields of a course; return whether it exists and still equals `old`, a dict.
+    def update_course(cls, code, instructor=None, name=None, old=None, by=None):
+        """Change the given fields of a course.
 
-        Raises ValidationError for a bad field.
+        Returns False if it does not exist, no longer equals `old`, a dict, or the user `by` may not write. Raises
+        ValidationError for a bad field.
         """
         changes = {"name": name, "instructor": instructor}
         values = [None if value is None else clean(field, value) for field, value in changes.items()]
         condition, key = (IS_SAME, old.values()) if old else (HAS_CODE, [code])
-        return database.execute_sql(UPDATE_COURSE + condition, (*values, *key)).rowcount > 0
+        return database.execute_sql(UPDATE_COURSE + condition, (*values, by, by, *key)).rowcount > 0
 
     @classmethod
     @retry_conflicts
-    def delete_course(cls, code, old=None):
-        """Delete a course; return whether it existed and still equalled `old`, a dict."""
+    def delete_course(cls, code, old=None, by=None):
+        """Delete a course; return False for the same reasons as update_course."""
         condition, key = (IS_SAME, old.values()) if old else (HAS_CODE, [code])
-        return database.execute_sql(DELETE_COURSE + condition, tuple(key)).rowcount > 0
+        return database.execute_sql(DELETE_COURSE + condition, (by, by, *key)).rowcount > 0
 
     @classmethod
     def get_json(cls, code):
