@@ -50,6 +50,8 @@ def read_setting(name, default, kind=str, rule=""):
     try:
         if path:
             text = pathlib.Path(path).read_text("utf-8-sig").strip()
+            if not text:
+                sys.exit(f"{name}_FILE names {path}, which is empty")
         return msgspec.convert(text or default, kind, strict=False)
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"{name}_FILE must name a file of UTF-8 text: {error}")
@@ -481,6 +483,13 @@ def make_conditions(q, instructor):
 
 # -- Courses in files --------------------------------------------------------------------------------------------------
 
+NO_CHARSETS = {
+    "utf-7",
+    "punycode",
+    "idna",
+    "unicode-escape",
+    "raw-unicode-escape",
+}  # of other uses
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -504,9 +513,11 @@ def decode_text(data, encoding=""):
     marked = [name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)]
     encoding = marked[0] if marked else encoding or "utf-8"
     try:
+        if codecs.lookup(encoding).name in NO_CHARSETS:
+            raise LookupError
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line = len(data[: error.start + 1].splitlines())
         raise ValidationError(
             f'line {line} is not {encoding} text; save the file as "CSV UTF-8", or give its encoding: with --encoding '
             "windows-1252 to seed.py, with Content-Type: text/csv; charset=windows-1252 to the API"
@@ -529,11 +540,12 @@ def read_csv(text, max_rows=NO_LIMIT):
         for _ in range(2 if declared else 1):
             next(reader)
         line = reader.line_num + 1
+        columns = [(field, names.index(field)) for field in FIELDS]
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                extra = [cell for cell in cells[len(names) :] if cell.strip()]
-                rows[line] = dict(itertools.zip_longest(names, cells[: len(names)], fillvalue=""))
-                rows[line] |= {None: extra} if extra else {}
+                rows[line] = {field: cells[column] if column < len(cells) else "" for field, column in columns}
+                if any(cell.strip() for cell in cells[len(names) :]):
+                    rows[line][None] = "too many cells"
             line = reader.line_num + 1
             if len(rows) > max_rows:
                 raise ValidationError(f"there are more than {max_rows} rows; send them in several requests")

@@ -52,6 +52,8 @@ REFUSED = {
     "another encoding than declared": ("code,name,instructor\nA,é,a\n", "ascii", ["line 2 is not ascii text"]),
     "an unknown encoding": ("code,name,instructor\n", "klingon", ["there is no encoding klingon"]),
     "an encoding that is not of text": ("code,name,instructor\n", "base64", ["there is no encoding base64"]),
+    "an encoding that hides other text": ("code,name,instructor\n+2AA-", "utf_7", ["there is no encoding utf_7"]),
+    "old Mac's line breaks": (b"code,name,instructor\rA,a,a\rB,\xe9,b\r", "", ["line 3 is not UTF-8 text"]),
     "UTF-16 without a BOM": ("code,name,instructor\nA,a,a\n".encode("utf-16-le"), "", []),
     "half a character of UTF-16": ("code,name,instructor\nA,a,a".encode("utf-16") + b"\0", "", ["line 2"]),
     "a quote that does not end": ('code,name,instructor\nA,a,a\nB,"b,b\nC,c,c\nD,d,d\n', "", ["line 3"]),
@@ -72,7 +74,14 @@ def test_whatever_encoding_is_declared_there_are_rows_or_a_sentence():
     for encoding in {*encodings.aliases.aliases.values(), "undefined", "idna", "punycode", "a b", "é"}:
         for data in (b"code,name,instructor\nA,a,a\n", bytes(range(256)), "\ufeffcode".encode("utf-16")):
             with contextlib.suppress(models.ValidationError):
-                models.read_csv(models.decode_text(data, encoding))
+                text = models.decode_text(data, encoding)
+                assert text.encode()  # no surrogates
+                models.read_csv(text)
+
+
+def test_a_row_keeps_the_fields_of_a_course_only_however_many_columns_there_are():
+    rows = models.read_csv("a,code,,name,instructor" + ",b" * 4000 + "\n1,A,,a,a\n2,B\n")
+    assert rows == {2: {"code": "A", "name": "a", "instructor": "a"}, 3: {"code": "B", "name": "", "instructor": ""}}
 
 
 def test_a_row_with_more_cells_than_columns_is_named_by_its_line():
