@@ -77,6 +77,8 @@ def test_any_setting_may_come_from_a_file(monkeypatch, tmp_path, name):
     monkeypatch.setenv(name, "")  # as if it were not set
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
     assert f"{name}_FILE" in why_refused(name)  # there is no such file
+    (tmp_path / "secret").write_text(" \n")
+    assert "is empty" in why_refused(name)
     (tmp_path / "secret").write_text(f"{value}\n")
     assert str(read_settings(name)[name]) == str(meaning)
     monkeypatch.setenv(name, value)
