@@ -382,19 +382,14 @@ def authenticate():
     return username
 
 
-def forbidden(username):
-    """Return the 403 for a write by a user who may only read (RFC 6750 §3.1)."""
-    challenge = 'Bearer error="insufficient_scope"'
-    return HTTPError(403, f"user {username} may only read", www_authenticate=challenge)
-
-
 def check_role(username):
-    """Raise 401 if the user no longer exists, 403 if the user may only read."""
-    role = User.get_role(username)
-    if not role:
+    """Raise 401 if the user no longer exists, 403 if the user may only read (RFC 6750 §3.1)."""
+    user = User.get_or_none(User.username == username)
+    if not user:
         raise unauthorized("the user no longer exists")
-    if role == "reader":
-        raise forbidden(username)
+    if user.read_only:
+        challenge = 'Bearer error="insufficient_scope"'
+        raise HTTPError(403, f"user {username} may only read", www_authenticate=challenge)
 
 
 class JWTPlugin:
@@ -642,8 +637,8 @@ def add_course(row, by):
     """Add one course, a JSON object."""
     code, name, instructor = models.check_row(row)
     try:
-        if not Course.add_course(code=code, instructor=instructor, name=name, by=by):
-            raise forbidden(by)
+        while not Course.add_course(code=code, instructor=instructor, name=name, by=by):
+            check_role(by)  # raises 401 or 403, unless the role has changed since
     except peewee.IntegrityError:
         raise HTTPError(409, f"Course code {code} is in the courses already") from None
     return empty_response(201, f"/courses/{code}")

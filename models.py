@@ -297,7 +297,6 @@ SET_FIELDS = "name = COALESCE(%s, name), instructor = COALESCE(%s, instructor)"
 UPDATE_COURSE = sql(f"UPDATE courses SET {SET_FIELDS} WHERE {MAY_WRITE} AND ")
 DELETE_COURSE = sql(f"DELETE FROM courses WHERE {MAY_WRITE} AND ")
 HAS_CODE, IS_SAME = sql("code = %s"), sql("id = %s AND code = %s AND name = %s AND instructor = %s")
-GET_ROLE = sql("SELECT read_only FROM users WHERE username = %s")
 LIST_JSON = f"CASE COUNT(*) WHEN 0 THEN '[]' ELSE {dialect.json_array}({COURSE_JSON}) END"
 SELECT_ALL = f"SELECT COUNT(*), CAST({LIST_JSON} AS {dialect.json_type}) FROM courses"
 SELECT_PAGE = f"""
@@ -629,12 +628,6 @@ class User(database.Model):
                 cls.update(password=HASHER.hash(password)).where(cls.id == user.id, cls.password == hashed).execute()
             return user is not None
         return False
-
-    @classmethod
-    def get_role(cls, username):
-        """Return "editor", "reader", or None if there is no such user."""
-        row = database.execute_sql(GET_ROLE, (username,)).fetchone()
-        return row and ("reader" if row[0] else "editor")
 
     @classmethod
     def get_all_users(cls):

@@ -208,11 +208,6 @@ def test_the_tutorials_user_methods_work_under_their_names(user):
     assert user.password != User.get(User.username == "alan").password  # each has a salt of its own
 
 
-def test_a_user_may_write_unless_the_user_is_read_only(user):
-    User.create_user("Grace", "turing", read_only=True)
-    assert [User.get_role(username) for username in ("grace", "Grace", "nobody")] == ["editor", "reader", None]
-
-
 @pytest.mark.sqlite
 def test_passwords_are_argon2id_with_owasps_parameters():
     """In a process of its own, as the tests may use weaker parameters."""
