@@ -266,7 +266,7 @@ def slow(seeded, start):
     """
     program = (
         "import course_api\nadd = course_api.Course.add_course\n"
-        "def announce(*args, **course):\n    print('adding', flush=True)\n    add(*args, **course)\n"
+        "def announce(*args, **course):\n    print('adding', flush=True)\n    return add(*args, **course)\n"
         "course_api.Course.add_course = announce\ncourse_api.main()\n"
     )
     with contextlib.ExitStack() as stack:
