@@ -237,11 +237,6 @@ def limit_statements():
         database.statement_limit = dialect.statement_limit
 
 
-def check_health():
-    """Read a course; raise a peewee.PeeweeException if the database does not answer."""
-    database.execute_sql("SELECT 1 FROM courses LIMIT 1").fetchone()
-
-
 # -- Field rules -------------------------------------------------------------------------------------------------------
 
 CONTROL = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"  # for brackets; includes surrogates, which no database can store
