@@ -179,14 +179,8 @@ def add_random_courses(number, seed):
 # -- Backups -----------------------------------------------------------------------------------------------------------
 
 
-def require_sqlite(instead):
-    if models.POOLED:
-        raise ValueError(f"this copies SQLite databases only; use {instead}")
-
-
 def backup(file):
     """Copy the SQLite database to a new file, even while it is in use; return a sentence."""
-    require_sqlite("pg_dump or mariadb-dump")
     if not os.path.exists(models.database.database):
         raise ValueError(f"there is no database {models.DATABASE_NAME}")
     if os.path.exists(file):
@@ -203,7 +197,6 @@ def restore(file):
 
     The backup is checked, and brought up to date if it is of an older version, in a copy next to the database.
     """
-    require_sqlite("pg_restore or mariadb")
     page_size = models.database.pragma("page_size")
     with (
         tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(models.database.database))) as folder,
@@ -264,6 +257,8 @@ def main():
     function, arguments = parse_arguments()
     out = sys.stderr if function is export_courses else sys.stdout  # standard output may be the file
     try:
+        if models.POOLED and function in (backup, restore):
+            raise ValueError("this copies SQLite only; use pg_dump or mariadb-dump, and pg_restore or mariadb")
         if function is not backup:  # which creates nothing, not even a table
             with models.exit_if_unusable():
                 models.init_db()

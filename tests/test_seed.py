@@ -417,7 +417,6 @@ def test_restore_refuses_what_is_no_sound_backup_and_changes_nothing(command, tm
 @pytest.mark.parametrize(("name", "tools"), [("backup", "pg_dump or mariadb-dump"), ("restore", "pg_restore")])
 def test_backup_and_restore_name_the_servers_own_tools(command, monkeypatch, name, tools):
     monkeypatch.setattr(models, "POOLED", True)
-    monkeypatch.setattr(models, "init_db", lambda: None)
     assert tools in fail(command(name, "b.db"))
 
 
