@@ -605,14 +605,6 @@ class User(database.Model):
 
     @classmethod
     @retry_conflicts
-    def update_user(cls, username, **changes):
-        """Set a user's `password`, role (`read_only`) or both; raise ValidationError for a bad password."""
-        if "password" in changes:
-            changes["password"] = hash_password(changes["password"])
-        cls.update(changes).where(cls.username == username).execute()
-
-    @classmethod
-    @retry_conflicts
     def match_user(cls, username, password):
         """Return whether this is the user's password; rehash it if HASHER's parameters have changed."""
         user = cls.get_or_none(cls.username == username)

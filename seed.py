@@ -98,9 +98,11 @@ def set_user(name, read_only, delete):
         User.create_user(name, read_password(name), bool(read_only))
         return f"Added user {name}."
     if read_only is None:
-        User.update_user(name, password=read_password(name))
+        user.password = models.hash_password(read_password(name))
+        user.save(only=["password"])
         return f"Changed the password of user {name}."
-    User.update_user(name, read_only=read_only)
+    user.read_only = read_only
+    user.save(only=["read_only"])
     return f"User {name} may now {'only read' if read_only else 'read and write'}."
 
 

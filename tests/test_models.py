@@ -233,7 +233,7 @@ def test_a_renewed_hash_does_not_undo_a_change_of_password(user, monkeypatch):
 
     class Hasher(argon2.PasswordHasher):
         def check_needs_rehash(self, hashed):
-            User.update_user("grace", password="changed")
+            User.update(password=models.hash_password("changed")).where(User.username == "grace").execute()
             return True
 
     monkeypatch.setattr(models, "HASHER", Hasher(memory_cost=8, time_cost=2, parallelism=1))

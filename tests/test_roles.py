@@ -54,7 +54,7 @@ def test_a_read_only_user_cannot_write_and_an_editor_can(client, reader, method,
     check_error(response, "user reader may only read")
     assert response.headers["WWW-Authenticate"] == 'Bearer error="insufficient_scope"'
     assert client.get("/courses").json == before
-    models.User.update_user("reader", read_only=False)  # holds at once, for the same token
+    models.User.update(read_only=False).where(models.User.username == "reader").execute()  # holds at once
     write(reader, method, path, body, status=[200, 201, 204])
     assert client.get("/courses").json != before
 
