@@ -634,6 +634,5 @@ class SigningKey(database.Model):
     @retry_conflicts
     def get_key(cls):
         """Return the key, 32 random bytes in hexadecimal; of two processes that make one, the first wins."""
-        if cls.get_or_none(id=1) is None:
-            cls.insert(id=1, value=secrets.token_hex(32)).on_conflict_ignore().execute()
-        return cls.get_by_id(1).value
+        key, _ = cls.get_or_create(id=1, defaults={"value": secrets.token_hex(32)})
+        return key.value
