@@ -380,7 +380,7 @@ def authenticate():
 
 def check_role(username):
     """Raise 401 if the user no longer exists, 403 if the user may only read (RFC 6750 §3.1)."""
-    user = User.get_or_none(User.username == username)
+    user = User.lock_user(username)
     if not user:
         raise unauthorized("the user no longer exists")
     if user.read_only:
@@ -614,19 +614,23 @@ def parse_upload(content_type, body):
     return dict(enumerate(document, 1)), "row"
 
 
+def check_role_last(username, courses):
+    """Pass on courses to store, and check the role again in their transaction, which can take seconds."""
+    yield from courses
+    check_role(username)
+
+
 @app.post(["/courses", "/courses/"], parameters=["update"])
 def add_courses(by, update="false"):
     """Add one course, or many, all or none, from JSON or CSV; with `update`, change those that exist."""
     rows, unit = parse_upload(*read_body(JSON, CSV))
-    if unit == "course" and update.lower() != "true":
+    updates = update.lower() == "true"
+    if unit == "course" and not updates:
         return add_course(rows[1], by)
     check_role(by)
-    if update.lower() == "true":
-        created, updated, _ = Course.add_courses(rows, update=True, unit=unit)
-        return msgspec.json.encode({"created": created, "updated": updated})
-    created, _, _ = Course.add_courses(rows, unit=unit)
-    response.status = 201
-    return msgspec.json.encode({"created": created})
+    created, updated, _ = Course.add_courses(rows, updates, unit, watch=functools.partial(check_role_last, by))
+    response.status = 200 if updates else 201
+    return msgspec.json.encode({"created": created} | ({"updated": updated} if updates else {}))
 
 
 def add_course(row, by):

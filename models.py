@@ -332,8 +332,8 @@ class Course(database.Model):
         """Add courses, all or none; return how many were added, updated and unchanged.
 
         `rows` maps each row's number, which counts a `unit`, to its fields. `update` changes courses that exist.
-        `dry_run` stores nothing in the end. `watch` passes on the courses to store, and may show progress. Raises
-        UploadError, which names each bad row.
+        `dry_run` stores nothing in the end. `watch` passes on the courses to store; it may show progress, and what it
+        raises undoes everything. Raises UploadError, which names each bad row.
         """
         courses, invalid, duplicates = {}, [], []  # courses: the row's number and the fields of each code
         for number, row in rows.items():
@@ -615,6 +615,11 @@ class User(database.Model):
                 cls.update(password=HASHER.hash(password)).where(cls.id == user.id, cls.password == hashed).execute()
             return user is not None
         return False
+
+    @classmethod
+    def lock_user(cls, username):
+        """Return a user, or None if there is none with this name; keep both so until the transaction ends."""
+        return cls.select().where(cls.username == username).for_update(dialect.for_update).first()
 
     @classmethod
     def get_all_users(cls):

@@ -70,6 +70,25 @@ def test_a_deleted_user_cannot_write(client, leaver, method, path, body):
     assert client.get("/courses").json == before
 
 
+@pytest.mark.parametrize("query", ["", "?update=true"])
+@pytest.mark.parametrize(("name", "status"), [("reader", 403), ("leaver", 401)])
+def test_an_upload_is_not_stored_if_its_user_may_no_longer_write_when_it_ends(app, monkeypatch, name, status, query):
+    client, before = log_in(app, name, read_only=False), models.Course.get_all_courses()
+    changes = {
+        "reader": models.User.update(read_only=True).where(models.User.username == "reader"),
+        "leaver": models.User.delete().where(models.User.username == "leaver"),
+    }
+    store = models.Course.store
+
+    def late(*args):
+        changes[name].execute()
+        return store(*args)
+
+    monkeypatch.setattr(models.Course, "store", late)
+    write(client, "POST", f"/courses{query}", [NEW, NEW | {"code": "CSE999"}], status=status)
+    assert models.Course.get_all_courses() == before
+
+
 def test_a_deleted_user_can_read_until_the_token_expires_and_gets_no_other(leaver):
     leaver.get("/courses", status=200)
     leaver.post_json("/login", {"username": "leaver", "password": "secret"}, status=400)
