@@ -1,4 +1,4 @@
-"""Users may be read-only. Passwords that a tutorial's database holds as plain text are hashed."""
+"""Users may be read-only. In a tutorial's database, plain-text passwords are hashed, and user names trimmed."""
 
 import argon2
 from peewee import MySQLDatabase, SqliteDatabase
@@ -28,8 +28,13 @@ def up(_migrator, db):
     servers = MARIADB if isinstance(db, MySQLDatabase) else POSTGRESQL
     for sql in SQLITE if isinstance(db, SqliteDatabase) else servers:
         db.execute_sql(sql)
-    users = db.execute_sql("SELECT id, password FROM users").fetchall()
-    for number, password in users:
+    users = db.execute_sql("SELECT id, username, password FROM users").fetchall()
+    names = {username for _, username, _ in users} | {""}
+    update = "UPDATE users SET {column} = {param} WHERE id = {param}"
+    for number, username, password in users:
         if not is_hash(password):
             hashed = models.HASHER.hash(password)
-            db.execute_sql(f"UPDATE users SET password = {db.param} WHERE id = {db.param}", (hashed, number))
+            db.execute_sql(update.format(column="password", param=db.param), (hashed, number))
+        if username.strip() not in names:
+            names.add(username.strip())
+            db.execute_sql(update.format(column="username", param=db.param), (username.strip(), number))

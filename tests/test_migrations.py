@@ -123,6 +123,7 @@ PASSWORDS = {
     "alan": "$argon2id$ is no hash",
     "émilie": "du Châtelet 物",
     "n" * 10: "p" * 80,
+    " ada ": "lovelace",
 }
 ID = {"sqlite": "INTEGER NOT NULL", "postgresql": "SERIAL NOT NULL", "mysql": "INTEGER NOT NULL AUTO_INCREMENT"}
 
