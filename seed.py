@@ -188,9 +188,13 @@ def backup(file):
     if os.path.exists(file):
         raise ValueError(f"{file} already exists; nothing was written")
     part = f"{file}.part"
-    with contextlib.closing(sqlite3.connect(part)) as copy:
-        models.database.connection().backup(copy)
-    os.replace(part, file)
+    try:
+        with contextlib.closing(sqlite3.connect(part)) as copy:
+            models.database.connection().backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # so that it can be read where nothing can be written
+        os.replace(part, file)
+    except sqlite3.Error as error:
+        raise ValueError(f"cannot write {file}: {error}") from None
     return f"Copied the database to {file}."
 
 
@@ -259,8 +263,9 @@ def main():
     function, arguments = parse_arguments()
     out = sys.stderr if function is export_courses else sys.stdout  # standard output may be the file
     try:
-        if models.POOLED and function in (backup, restore):
-            raise ValueError("this copies SQLite only; use pg_dump or mariadb-dump, and pg_restore or mariadb")
+        if function in (backup, restore) and (models.POOLED or models.IN_MEMORY):
+            tools = "pg_dump or mariadb-dump, and pg_restore or mariadb"
+            raise ValueError(f"{models.DATABASE_NAME} is no SQLite file; copy a server's database with {tools}")
         if function is not backup:  # which creates nothing, not even a table
             with models.exit_if_unusable():
                 models.init_db()

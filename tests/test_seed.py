@@ -356,10 +356,16 @@ def test_a_backup_is_whole_and_never_overwrites(command, tmp_path):
     models.SigningKey.get_key()
     assert tell(command("backup", "b.db")) == "Copied the database to b.db."
     assert contents(tmp_path / "b.db") == contents(models.database.database)
+    assert (tmp_path / "b.db").read_bytes()[18:20] == b"\1\1"  # no WAL, which takes a folder that can be written to
     import_text(command, CATALOGUE)
     before = (tmp_path / "b.db").read_bytes()
     assert fail(command("backup", "b.db")) == "b.db already exists; nothing was written"
     assert (tmp_path / "b.db").read_bytes() == before
+
+
+@pytest.mark.sqlite
+def test_a_backup_that_cannot_be_written_says_which_file(command):
+    assert fail(command("backup", "nowhere/b.db")) == "cannot write nowhere/b.db: unable to open database file"
 
 
 @pytest.mark.sqlite
