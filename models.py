@@ -365,22 +365,21 @@ class Course(database.Model):
     @classmethod
     @retry_conflicts
     def store(cls, courses, update, watch, dry_run):
-        """Insert courses, each a list of its fields; raise peewee.IntegrityError if a code is taken."""
-        created = updated = 0
+        """Store courses, each a list of its fields; raise peewee.IntegrityError for a taken code unless `update`."""
+        created = stored = 0
+        on_conflict = dialect.upsert if update else ""
         with database.atomic(*dialect.begin) as transaction:
             for batch in peewee.chunked(watch(courses), BATCH):
                 old = cls.find([code for code, *_ in batch]) if update else {}
-                new = [course for course in batch if course[0] not in old]
-                changed = [course for course in batch if old.get(course[0], course) != course]
-                for part, ending in ((new, ""), (changed, dialect.upsert)):
-                    if part:
-                        values = ", ".join(["(%s, %s, %s)"] * len(part))
-                        insert = sql(f"INSERT INTO courses (code, name, instructor) VALUES {values} {ending}")
-                        database.execute_sql(insert, list(itertools.chain(*part)))
-                created, updated = created + len(new), updated + len(changed)
+                changes = [course for course in batch if old.get(course[0]) != course]
+                if changes:
+                    values = ", ".join(["(%s, %s, %s)"] * len(changes))
+                    insert = sql(f"INSERT INTO courses (code, name, instructor) VALUES {values} {on_conflict}")
+                    database.execute_sql(insert, list(itertools.chain(*changes)))
+                created, stored = created + len(batch) - len(old), stored + len(changes)
             if dry_run:
                 transaction.rollback()
-        return created, updated, len(courses) - created - updated
+        return created, stored - created, len(courses) - stored
 
     @classmethod
     def get_all_courses(cls):
