@@ -37,6 +37,7 @@ import math
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -788,16 +789,6 @@ class Channel(HTTPChannel):
             self.server.quick = None
             self.service()
 
-    def write_soon(self, data):
-        self.last_activity = time.time()
-        return super().write_soon(data)
-
-    def writable(self):
-        """Hang up on a client that reads nothing for channel_timeout; waitress would wait while it has requests."""
-        if self.total_outbufs_len and time.time() - self.last_activity > self.adj.channel_timeout:
-            self.will_close = True
-        return super().writable()
-
 
 class Server(TcpWSGIServer):
     """Leaves one indexed read of SQLite to the thread that read the request, and everything else to waitress' threads.
@@ -813,6 +804,12 @@ class Server(TcpWSGIServer):
         """Wake the event loop, unless this is its own thread, which is awake."""
         if threading.current_thread() is not threading.main_thread():
             super().pull_trigger()
+
+    def set_socket_options(self, connection):
+        """Let Linux hang up on a client that reads nothing; waitress would wait while it has requests."""
+        super().set_socket_options(connection)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * self.adj.channel_timeout)
 
     def add_task(self, channel):
         request = channel.requests[0]
