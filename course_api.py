@@ -793,11 +793,6 @@ class Server(TcpWSGIServer):
 
     channel_class = Channel
 
-    def pull_trigger(self):
-        """Wake the event loop, unless this is its own thread, which is awake."""
-        if threading.current_thread() is not threading.main_thread():
-            super().pull_trigger()
-
     def set_socket_options(self, connection):
         """Let Linux hang up on a client that reads nothing; waitress would wait while it has requests."""
         super().set_socket_options(connection)
