@@ -133,7 +133,6 @@ def handle_exceptions(callback):
     An outage or a bug closes the connection, so that the next request opens a new one.
     """
 
-    @functools.wraps(callback)
     def wrapper(**arguments):
         try:
             return callback(**arguments)
@@ -403,7 +402,6 @@ class JWTPlugin:
             return callback
         reads, known = route.method == "GET", route.config.get("parameters", ())
 
-        @functools.wraps(callback)
         def wrapper(**arguments):
             username = authenticate()
             if not (username or (reads and PUBLIC_READ)):
@@ -552,13 +550,14 @@ def check_conditions(code):
 
     The write then requires the course to be unchanged, so that nothing can come between.
     """
-    if_match, if_none_match = (request.environ.get(f"HTTP_IF_{name}") for name in ("MATCH", "NONE_MATCH"))
-    if (if_match, if_none_match) == (None, None):
+    if_match = request.environ.get("HTTP_IF_MATCH", "*")
+    if_none_match = request.environ.get("HTTP_IF_NONE_MATCH", "")
+    if (if_match, if_none_match) == ("*", ""):
         return None
     course = load_course(code)
-    if if_none_match is not None and matches(if_none_match, make_etag(course)):
+    if matches(if_none_match, make_etag(course)):
         raise HTTPError(412, EXISTS)
-    if if_match is not None and not matches(if_match, make_etag(course)):
+    if not matches(if_match, make_etag(course)):
         raise HTTPError(412, CHANGED)
     return msgspec.json.decode(course)
 
