@@ -816,7 +816,10 @@ def poll(sockets, seconds):
     """Serve what comes within this time, and write the access log."""
     wasyncore.loop(seconds, use_poll=True, map=sockets, count=1)
     while quick_channels:
-        quick_channels.popleft().service()
+        try:
+            quick_channels.popleft().service()
+        except Exception:
+            log.exception("unexpected error")  # as waitress' threads do
     lines = [access_log.popleft() for _ in range(len(access_log))]
     if lines:
         with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop the service

@@ -152,6 +152,24 @@ def test_a_crash_of_the_event_loop_is_not_a_clean_exit(start):
     assert any("the event loop has crashed" in line for line in api.output)
 
 
+@pytest.mark.sqlite
+def test_a_fault_of_the_server_in_one_request_stops_no_other(seeded, start):
+    api = start(
+        "-c",
+        "import course_api\n"
+        "service = course_api.Channel.service\n"
+        "def fail(channel):\n"
+        "    if channel.requests[0].path == '/courses/FAULT': raise RuntimeError('a fault of the server')\n"
+        "    service(channel)\n"
+        "course_api.Channel.service = fail\n"
+        "course_api.main()\n",
+    )
+    with connect(api.url) as connection:
+        connection.sendall(b"GET /courses/FAULT HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert wait_until(lambda: any("a fault of the server" in line for line in api.output))
+        assert api.request(f"/courses/CSE115?token={api.log_in()}")[0] == 200
+
+
 def test_it_serves_where_the_system_has_no_poll(start):
     """As Windows, which has only select()."""
     api = start(
