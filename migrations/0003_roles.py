@@ -30,11 +30,10 @@ def up(_migrator, db):
         db.execute_sql(sql)
     users = db.execute_sql("SELECT id, username, password FROM users").fetchall()
     names = {username for _, username, _ in users} | {""}
-    update = "UPDATE users SET {column} = {param} WHERE id = {param}"
+    update = f"UPDATE users SET username = {db.param}, password = {db.param} WHERE id = {db.param}"
     for number, username, password in users:
-        if not is_hash(password):
-            hashed = models.HASHER.hash(password)
-            db.execute_sql(update.format(column="password", param=db.param), (hashed, number))
-        if username.strip() not in names:
-            names.add(username.strip())
-            db.execute_sql(update.format(column="username", param=db.param), (username.strip(), number))
+        hashed = password if is_hash(password) else models.HASHER.hash(password)
+        trimmed = username if username.strip() in names else username.strip()
+        names.add(trimmed)
+        if (trimmed, hashed) != (username, password):
+            db.execute_sql(update, (trimmed, hashed, number))
