@@ -555,9 +555,10 @@ def check_conditions(code):
     if (if_match, if_none_match) == ("*", ""):
         return None
     course = load_course(code)
-    if matches(if_none_match, make_etag(course)):
+    etag = make_etag(course)
+    if matches(if_none_match, etag):
         raise HTTPError(412, EXISTS)
-    if not matches(if_match, make_etag(course)):
+    if not matches(if_match, etag):
         raise HTTPError(412, CHANGED)
     return msgspec.json.decode(course)
 
