@@ -285,7 +285,7 @@ def sql(text):
 # The queries that requests run, except logins. The database builds the JSON.
 COURSE_JSON = f"{dialect.json_object}('id', id, 'code', code, 'name', name, 'instructor', instructor)"
 GET_COURSE = sql(f"SELECT CAST({COURSE_JSON} AS {dialect.json_type}) FROM courses WHERE code = %s")
-# A write looks up its user in the same statement, so that no change of role comes between; NULL is no user, and may.
+# A write checks its user's role in the same statement, so that the role cannot change in between. NULL, no user, may.
 MAY_WRITE = "(%s IS NULL OR EXISTS (SELECT 1 FROM users WHERE username = %s AND NOT read_only))"
 ADD_COURSE = sql(f"INSERT INTO courses (code, name, instructor) SELECT %s, %s, %s WHERE {MAY_WRITE}")
 SET_FIELDS = "name = COALESCE(%s, name), instructor = COALESCE(%s, instructor)"
@@ -476,13 +476,8 @@ def make_conditions(q, instructor):
 
 # -- Courses in files --------------------------------------------------------------------------------------------------
 
-NO_CHARSETS = {
-    "utf-7",
-    "punycode",
-    "idna",
-    "unicode-escape",
-    "raw-unicode-escape",
-}  # of other uses
+# Python's encodings of text that no spreadsheet writes: some decode to surrogates, some take quadratic time.
+NO_CHARSETS = {"utf-7", "punycode", "idna", "unicode-escape", "raw-unicode-escape"}
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -617,7 +612,7 @@ class User(database.Model):
 
     @classmethod
     def lock_user(cls, username):
-        """Return a user, or None if there is none with this name; keep both so until the transaction ends."""
+        """Return a user, locked until the transaction ends, or None if there is no user with this name."""
         return cls.select().where(cls.username == username).for_update(dialect.for_update).first()
 
     @classmethod

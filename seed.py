@@ -265,7 +265,7 @@ def main():
     try:
         if function in (backup, restore) and (models.POOLED or models.IN_MEMORY):
             tools = "pg_dump or mariadb-dump, and pg_restore or mariadb"
-            raise ValueError(f"{models.DATABASE_NAME} is no SQLite file; copy a server's database with {tools}")
+            raise ValueError(f"{models.DATABASE_NAME} is not a SQLite file; copy a server's database with {tools}")
         if function is not backup:  # which creates nothing, not even a table
             with models.exit_if_unusable():
                 models.init_db()

@@ -111,9 +111,7 @@ def test_nothing_can_come_between_the_check_and_the_write(client, monkeypatch, m
 
 @pytest.mark.parametrize("header", [{"If-Match": '"other"'}, {"If-None-Match": "*"}])
 @pytest.mark.parametrize("method", WRITES)
-def test_a_condition_on_a_course_that_is_not_there_writes_nothing_even_if_it_comes_then(
-    client, monkeypatch, method, header
-):
+def test_a_condition_on_a_missing_course_writes_nothing_even_if_it_is_added_then(client, monkeypatch, method, header):
     before = Course.get_all_courses()
     monkeypatch.setattr(Course, "get_json", lambda code: None)  # as it was when the condition was checked
     write(client, method, header, status=[404, 400])
