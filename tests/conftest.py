@@ -1,66 +1,23 @@
 """Fixtures: the app on a database of its own, clients with and without a token, and the API as a real process."""
 
-import atexit
 import contextlib
 import functools
-import os
 import pathlib
-import queue
 import shutil
-import subprocess
-import sys
-import tempfile
-import threading
-import urllib.parse
 
 import argon2
 import pytest
-import webtest
 
-pytest.register_assert_rewrite("description")
-import description  # noqa: E402
-from servers import ask, ask_at_once, create_database, drop_database, locked  # noqa: E402
+pytest.register_assert_rewrite("catalogue", "description", "processes")
+from catalogue import CSE115, CSE465, LOGIN  # noqa: E402
+from description import Client  # noqa: E402
+from processes import FOLDER, SQLITE, Server, run_program  # noqa: E402
 
-ROOT = pathlib.Path(__file__).parent.parent
-FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
-TEST_DATABASE_URL = os.environ.get("TEST_DATABASE_URL", "sqlite")
-SQLITE = TEST_DATABASE_URL.startswith("sqlite")
-PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")  # a process that ends closes its files
-SETTINGS = ("HOST", "PORT", "URL_PREFIX", "DATABASE_URL", "SECRET_KEY", "TOKEN_SECONDS", "PUBLIC_READ", "LOGIN_LIMIT")
-SETTINGS += ("LIMIT_STORAGE", "TRUSTED_PROXY", "CORS_ORIGINS", "THREADS", "LOG_LEVEL")
-for setting in SETTINGS:
-    os.environ.pop(setting, None)
-    os.environ.pop(f"{setting}_FILE", None)
-
-
-DATABASES, CREATING = {}, threading.Lock()
-
-
-def database_url(folder, name="courses"):
-    """Return the URL of a database of the kind under test, a new one for each folder and name."""
-    if SQLITE:
-        return f"sqlite:///{folder}/{name}.db"
-    with CREATING:
-        if (folder, name) not in DATABASES:
-            DATABASES[folder, name] = f"course_api_{os.getpid()}_{len(DATABASES)}"
-            create_database(TEST_DATABASE_URL, DATABASES[folder, name])
-    return f"{TEST_DATABASE_URL.rpartition('/')[0]}/{DATABASES[folder, name]}"
-
-
-@atexit.register
-def drop_databases():
-    for database in DATABASES.values():
-        drop_database(TEST_DATABASE_URL, database)
-
-
-os.environ["DATABASE_URL"] = database_url(FOLDER.name)
-
-import models  # noqa: E402 (reads the environment when it is imported)
+import models  # noqa: E402
 
 models.init_db()
 
-import course_api  # noqa: E402
-import seed  # noqa: E402
+import course_api  # noqa: E402 (TODAY: it must not be imported before the schema is there)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -74,19 +31,9 @@ def pytest_collection_modifyitems(config, items):
 # -- The app in this process -------------------------------------------------------------------------------------------
 
 
-class Client(webtest.TestApp):
-    """A client that checks every response against openapi.yaml."""
-
-    def do_request(self, req, *args, **kwargs):
-        path = req.environ["PATH_INFO"].encode("latin1").decode(errors="replace")
-        response = super().do_request(req, *args, **kwargs)
-        description.check(req.method, path, response.status_int, response.headers, response.body)
-        return response
-
-
 @pytest.fixture(scope="session", autouse=True)
 def dummy_user():
-    models.User.create_user(*seed.DUMMY_USER)
+    models.User.create_user(**LOGIN)
     yield
     models.database.close()
     FOLDER.cleanup()
@@ -95,10 +42,10 @@ def dummy_user():
 @pytest.fixture
 def app():
     course_api.storage.reset()
-    models.User.delete().where(models.User.username != seed.DUMMY_USER[0]).execute()
+    models.User.delete().where(models.User.username != LOGIN["username"]).execute()
     models.Course.delete().execute()
-    for code, name, instructor in seed.DUMMY_COURSES:
-        models.Course.add_course(code, instructor, name)
+    for row in (CSE115, CSE465):
+        models.Course.add_course(**row)
     return course_api.app
 
 
@@ -125,111 +72,6 @@ def client(app, cheap_hashes):
 
 
 # -- The programs in processes of their own ----------------------------------------------------------------------------
-
-
-def process_options(folder, settings):
-    """Return how every program is started: in a folder and on its database, with the settings."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": database_url(folder), **settings}
-    return {"cwd": folder, "env": environment, "text": True}
-
-
-def run_program(folder, program, *arguments, stdin="", **settings):
-    """Run one of the programs to its end in a folder; return what subprocess.run returns."""
-    command = [*PYTHON, ROOT / program, *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=60, **process_options(folder, settings))
-
-
-class Server:
-    """`python course_api.py` in a folder of its own, or Python with other arguments; settings are given as keywords."""
-
-    def __init__(self, folder, *arguments, **settings):
-        self.launch([*PYTHON, *(arguments or [ROOT / "course_api.py"])], folder, {"PORT": "0", **settings})
-        try:
-            self.url = self.wait_for("Serving ").split(" on ")[1].split(";")[0]
-        except BaseException:
-            self.close()
-            raise
-
-    def launch(self, command, folder, settings, **options):
-        """Start a process on the folder's database, and read what it says."""
-        options |= process_options(folder, settings)
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-        self.output = []
-        self.arrived = queue.Queue()
-        self.reader = threading.Thread(target=self.read)
-        self.reader.start()
-
-    def read(self):
-        for line in self.process.stdout:
-            self.output.append(line.rstrip("\n"))
-            self.arrived.put(line.rstrip("\n"))
-        self.arrived.put(None)
-
-    def wait_for(self, text, seconds=20):
-        """Return the next line of output that holds `text`."""
-        while True:
-            try:
-                line = self.arrived.get(timeout=seconds)
-            except queue.Empty:
-                raise AssertionError(f"no {text!r} in {self.output}") from None
-            assert line is not None, f"ended without {text!r}: {self.output}"
-            if text in line:
-                return line
-
-    def request(self, path, method="GET", body=None, **headers):
-        """Return the status and the body of a response, once it is checked against openapi.yaml."""
-        headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        status, received, text = ask(self.url, method, path, body, headers)
-        described = urllib.parse.unquote(path.partition("?")[0])
-        description.check(method, described, status, received, text.encode(errors="surrogateescape"))
-        return status, text
-
-    def log_in(self, username="faisal", password="faisal"):
-        """Return a token."""
-        status, token = self.request("/login", "POST", {"username": username, "password": password})
-        assert status == 200, token
-        return token
-
-    def bearer(self):
-        """Return the header of a token, for request(**headers)."""
-        return {"Authorization": f"Bearer {self.log_in()}"}
-
-    def check_many_clients(self):
-        """Let 8 clients add courses, and read each back; return how many there are."""
-        bearer = self.bearer()
-
-        def write_and_read(number):
-            course = {"code": f"C{number}", "name": "Many", "instructor": ""}
-            written, _ = self.request("/courses", "POST", course, **bearer)
-            read, _ = self.request(f"/courses/C{number}", **bearer)
-            return written, read
-
-        assert set(ask_at_once(write_and_read, 60)) == {(201, 200)}
-        return self.request("/courses", **bearer)[1].count('"code"')
-
-    def check_time_limit(self, url):
-        """Check that a write which waits for a lock in the database at a URL is given up, and leaves no trace."""
-        path, bearer = "/courses/CSE115", self.bearer()
-        with locked(url):
-            assert self.request(path, "PATCH", {"name": "Changed"}, **bearer)[0] == 503
-        assert "Introduction to programming" in self.request(path, **bearer)[1]
-        assert self.request(path, "PATCH", {"name": "Changed"}, **bearer)[0] == 204
-
-    def wait(self, seconds=20):
-        """Return the exit status."""
-        status = self.process.wait(seconds)
-        self.reader.join(seconds)
-        return status
-
-    def stop(self):
-        """Stop with SIGTERM; return the exit status."""
-        self.process.terminate()
-        return self.wait()
-
-    def close(self):
-        self.process.kill()
-        self.wait()
-        self.process.stdout.close()
 
 
 @pytest.fixture

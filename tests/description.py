@@ -1,10 +1,11 @@
-"""openapi.yaml, and whether a response is as it describes."""
+"""openapi.yaml, whether a response is as it describes, and a client that checks that."""
 
 import json
 import pathlib
 import re
 
 import jsonschema
+import webtest
 import yaml
 
 DOCUMENT = yaml.safe_load((pathlib.Path(__file__).parent.parent / "docs/openapi.yaml").read_text())
@@ -78,3 +79,13 @@ def check_error(response, error, **members):
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Referrer-Policy"] == "no-referrer"
     assert response.headers["Cache-Control"] == "private, no-cache"
+
+
+class Client(webtest.TestApp):
+    """A client that checks every response against openapi.yaml."""
+
+    def do_request(self, req, *args, **kwargs):
+        path = req.environ["PATH_INFO"].encode("latin1").decode(errors="replace")
+        response = super().do_request(req, *args, **kwargs)
+        check(req.method, path, response.status_int, response.headers, response.body)
+        return response

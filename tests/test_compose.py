@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import ROOT, SETTINGS
+from processes import ROOT, SETTINGS
 from servers import NGINX, ask, connect, find_ports, nginx, wait_until
 
 import course_api

@@ -5,9 +5,8 @@ import http.client
 import threading
 
 import pytest
-from conftest import Client
-from description import check_error
-from test_contract_inherited import CHANGE, CSE115, UNKNOWN, get
+from catalogue import CHANGE, CSE115, UNKNOWN, get
+from description import Client, check_error
 
 import course_api
 from models import Course, database

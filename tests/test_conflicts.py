@@ -6,7 +6,7 @@ import threading
 
 import peewee
 import pytest
-from conftest import SQLITE
+from processes import SQLITE
 
 import models
 from models import Course, database

@@ -6,8 +6,8 @@ import logging
 import peewee
 import pytest
 import webtest
+from catalogue import CSE115, NEW, get
 from description import check_error
-from test_contract_inherited import CSE115, NEW, get
 
 import course_api
 import models

@@ -6,31 +6,26 @@ import re
 import urllib.parse
 
 import pytest
+from catalogue import CSE115, CSE465, DEFAULTS, FIELDS, NEW, codes, course, enumerate_or, get_list, insert, make_csv
 from description import check_error
-from test_contract_inherited import CSE115, CSE465, NEW, get_list
 
 import course_api
 import models
 
-COURSES = [  # code, name, instructor, in the order they are added
-    ("MATH&151", "Calculus 100%", "Noether, Emmy"),
-    ("6.006", "Introduction to Algorithms", "Liskov, Barbara"),
-    ("AAS 100", "Intro_Asian American Studies", "Geng, Zhe"),
-    ("ÉCO 1", "Économie, sous-titre *[x]?", ""),
-    ("aas 200", "algorithms at night", "Geng, Zhe"),
+COURSES = [  # in the order they are added
+    course("MATH&151", "Calculus 100%", "Noether, Emmy"),
+    course("6.006", "Introduction to Algorithms", "Liskov, Barbara"),
+    course("AAS 100", "Intro_Asian American Studies", "Geng, Zhe"),
+    course("ÉCO 1", "Économie, sous-titre *[x]?", ""),
+    course("aas 200", "algorithms at night", "Geng, Zhe"),
 ]
 
 
 @pytest.fixture
 def catalogue(client):
     models.Course.delete().execute()
-    rows = [dict(zip(models.FIELDS, course, strict=True)) for course in COURSES]
-    models.Course.add_courses(dict(enumerate(rows)))
+    models.Course.add_courses(dict(enumerate(COURSES)))
     return client
-
-
-def codes(response):
-    return [course["code"] for course in response.json["courses"]]
 
 
 def links(response):
@@ -40,7 +35,7 @@ def links(response):
 @pytest.mark.parametrize(
     ("query", "found", "total"),
     [
-        ("", [course[0] for course in COURSES], 5),
+        ("", [row["code"] for row in COURSES], 5),
         ("q=ALGO", ["6.006", "aas 200"], 2),  # test_properties.py has more of q
         ("q=+%25+", ["MATH&151"], 1),
         ("q=*[x", ["ÉCO 1"], 1),
@@ -63,7 +58,7 @@ def test_filters_and_pages_are_combined(catalogue, query, found, total):
 
 def test_sort_is_by_a_field_and_then_by_id(catalogue):
     everything = catalogue.get("/courses").json["courses"]
-    for field in ("id", "code", "name", "instructor"):
+    for field in ("id", *FIELDS):
         ascending = sorted(everything, key=lambda course: (course[field], course["id"]))
         assert catalogue.get(f"/courses?sort={field}").json["courses"] == ascending
         assert catalogue.get(f"/courses?sort=-{field}").json["courses"] == ascending[::-1]
@@ -71,7 +66,10 @@ def test_sort_is_by_a_field_and_then_by_id(catalogue):
 
 # -- What a query may hold ---------------------------------------------------------------------------------------------
 
-LIST = "q, instructor, sort, limit, offset, after"
+PARAMETERS = next(
+    route.config["parameters"] for route in course_api.app.routes if (route.method, route.rule) == ("GET", "/courses")
+)
+LIST = ", ".join(PARAMETERS)
 BAD_QUERIES = {
     f"there is no parameter page; use {LIST}": "page=2",
     f"there is no parameter Limit; use {LIST}": "Limit=2",
@@ -79,14 +77,26 @@ BAD_QUERIES = {
     "the parameter limit is repeated; send it once": "limit=1&limit=2",
     "limit must be a whole number from 1 to 1000": f"limit=0 limit=1001 limit=-1 limit=1.5 limit=null limit={'9' * 23}",
     "offset must be a whole number, 0 or more": f"offset=-1 offset=x offset={'9' * 23}",
-    "sort must be id, code, name or instructor, with - in front for descending order": "sort=a sort=--id sort=id,name",
+    f"sort must be {enumerate_or(['id', *FIELDS])}, with - in front for descending order": "sort=a sort=--id "
+    "sort=id,name",
     "q must be 1 to 120 characters, with no control characters": f"q=a%00b q={'a' * 121}",
     "instructor must be 1 to 120 characters, with no control characters": "instructor=a%0Ab",
     "after must be copied from the link to the next page": "after=5 after=id:5 after=id:-1:5 after=id:%D9%A3:5 "
-    f"after=id:{'9' * 19}:5 after=price:5:5 after=name:5:a%00",
+    f"after=id:{'9' * 19}:5 after=nothing:5:5 after=name:5:a%00",
     "after belongs to another sort; send both as in the link": "after=name:5:a&sort=code after=-id:5:5",
     "the query must be percent-encoded UTF-8": "q=%FF",
 }
+
+
+def test_the_list_takes_these_parameters():
+    assert [name for name in PARAMETERS if name not in DEFAULTS] == [
+        "q",
+        "instructor",
+        "sort",
+        "limit",
+        "offset",
+        "after",
+    ]
 
 
 @pytest.mark.parametrize(("error", "queries"), BAD_QUERIES.items(), ids=BAD_QUERIES.values())
@@ -111,7 +121,7 @@ def test_an_unknown_parameter_is_refused_on_every_route(client, method, path, us
     assert get_list(client) == [CSE115, CSE465]
 
 
-@pytest.mark.parametrize("name", LIST.split(", "))
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_a_blank_parameter_counts_as_not_given(client, name):
     for blank in ("", "%20+"):
         response = client.get(f"/courses?{name}={blank}")
@@ -146,7 +156,7 @@ def test_a_page_reached_through_after_counts_nothing_and_leads_to_the_first_and_
 @pytest.mark.parametrize("sort", ["name", "-name", "instructor"])
 def test_the_links_also_lead_over_courses_that_only_an_older_program_could_add(client, sort):
     for number, instructor in enumerate(["bob ", "bob", "bob ", "  bob"]):
-        models.Course.create(code=f"OLD{number}", name=instructor, instructor=instructor)
+        insert(course(f"OLD{number}", instructor, instructor))
     walked, page = [], client.get(f"/courses?limit=1&sort={sort}")
     while "next" in links(page) and len(walked) < 8:
         walked += codes(page)
@@ -188,7 +198,7 @@ def test_following_next_returns_each_course_once_while_others_come_and_go(client
         path = links(response).get("next")
         for number in range(min(5, len(go))):
             models.Course.delete_course(go.pop())
-            models.Course.add_course(f"{len(go)}-{number}", "I", f"N{number}")
+            models.Course.add_course(code=f"{len(go)}-{number}", name=f"N{number}", instructor="I")
     assert len(seen) == len(set(seen))
     assert stay <= set(seen)
 
@@ -199,7 +209,7 @@ def test_following_next_returns_each_course_once_while_others_come_and_go(client
 def test_a_page_of_csv_has_the_courses_and_the_headers_of_one_of_json(catalogue):
     path = "/courses?q=algo&limit=1"
     as_csv, as_json = (catalogue.get(path, headers={"Accept": kind}) for kind in ("text/csv", "*/*"))
-    assert as_csv.text == 'code,name,instructor\r\n6.006,Introduction to Algorithms,"Liskov, Barbara"\r\n'
+    assert as_csv.text == make_csv(COURSES[1])
     assert as_csv.headers["Content-Type"] == "text/csv; charset=utf-8; header=present"
     for name in ("Link", "X-Total-Count", "Vary"):
         assert as_csv.headers[name] == as_json.headers[name]

@@ -3,19 +3,27 @@
 import json
 
 import pytest
+from catalogue import (
+    BOTH,
+    CHANGE,
+    CODE_MISSING,
+    CSE115,
+    CSE465,
+    HEADER,
+    NAME_RULE,
+    NEW,
+    TAKEN,
+    TWO,
+    course,
+    get,
+    get_list,
+    make_csv,
+    post_csv,
+)
 from description import check_error
-from test_contract_inherited import BOTH, CHANGE, CODE_MISSING, CSE115, CSE465, NAME_RULE, NEW, get, get_list
 
 import course_api
 import models
-
-TWO = [NEW, {"code": "AAS 100", "name": "Intro Asian American Studies", "instructor": "Geng, Zhe"}]
-HEADER = "code,name,instructor\n"
-
-
-def post_csv(client, text, status=201, path="/courses", content_type="text/csv"):
-    body = text if isinstance(text, bytes) else text.encode()
-    return client.post(path, body, content_type=content_type, status=status)
 
 
 def check_refused(client, response, errors):
@@ -38,7 +46,7 @@ def test_a_json_array_adds_each_of_its_courses(client, wrap):
 def test_csv_is_read_in_the_encoding_that_it_declares(client, charset, encoding):
     text = "sep=;\nCode;Name;Instructor\nCSE225;Théorie;\n".encode(encoding)
     assert post_csv(client, text, content_type=f"text/csv{charset}").json == {"created": 1}
-    assert get(client, "CSE225") == {"code": "CSE225", "name": "Théorie", "instructor": ""}
+    assert get(client, "CSE225") == course("CSE225", "Théorie", "")
 
 
 def test_csv_that_cannot_be_read_is_refused_with_what_was_found(client):
@@ -56,7 +64,7 @@ def test_every_bad_row_of_json_is_named_and_none_is_stored(client, query):
 
 def test_a_bad_row_of_csv_is_named_by_the_line_on_which_it_begins(client):
     text = 'Code,Name,Instructor\n\n"A","two\nlines",\n,,\nCSE115,a,\nB,,\nB,b,\n'
-    errors = [(3, NAME_RULE), (6, "Course code CSE115 is in the courses already"), (7, NAME_RULE)]
+    errors = [(3, NAME_RULE), (6, TAKEN), (7, NAME_RULE)]
     check_refused(client, post_csv(client, text, status=400), errors)
 
 
@@ -83,7 +91,6 @@ def test_more_rows_than_the_limit_are_refused(client, monkeypatch):
 # -- Changing courses that exist ---------------------------------------------------------------------------------------
 
 UPSERT = [CSE115 | CHANGE, CSE465, NEW]  # one is changed, one is as it was, one is new
-UPSERT_CSV = HEADER + "".join(f"{row['code']},{row['name']},{row['instructor']}\n" for row in UPSERT)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +98,13 @@ UPSERT_CSV = HEADER + "".join(f"{row['code']},{row['name']},{row['instructor']}\
     [
         ("/courses?update=true", json.dumps(UPSERT), "application/json"),
         ("/courses/?update=TRUE&token=", json.dumps({"courses": UPSERT}), "application/json"),
-        ("/courses?update=true", UPSERT_CSV, "text/csv"),
+        ("/courses?update=true", make_csv(*UPSERT), "text/csv"),
     ],
 )
 def test_update_changes_courses_that_exist_and_adds_the_others(client, path, body, content_type):
-    ids = [course["id"] for course in client.get("/courses").json["courses"]]
+    ids = [row["id"] for row in client.get("/courses").json["courses"]]
     assert post_csv(client, body, 200, path, content_type).json == {"created": 1, "updated": 1}
-    assert [course["id"] for course in client.get("/courses").json["courses"]][:2] == ids
+    assert [row["id"] for row in client.get("/courses").json["courses"]][:2] == ids
     assert get_list(client) == UPSERT
     assert post_csv(client, body, 200, path, content_type).json == {"created": 0, "updated": 0}
 
@@ -113,7 +120,7 @@ def test_update_takes_one_course_too(client):
 def test_without_update_a_course_that_exists_is_a_conflict(client, value):
     client.post_json(f"/courses?update={value}", CSE115, status=409)
     response = client.post_json(f"/courses?update={value}", [NEW, CSE115, CSE465], status=409)
-    errors = [(2, "Course code CSE115 is in the courses already"), (3, "Course code CSE465 is in the courses already")]
+    errors = [(2, TAKEN), (3, TAKEN.replace("CSE115", "CSE465"))]
     check_refused(client, response, errors)
 
 
@@ -128,7 +135,7 @@ def test_update_is_true_or_false(client, value):
 @pytest.mark.parametrize("media_type", ["application/json", "text/csv"])
 def test_what_the_list_returns_can_be_posted_back_unchanged(client, media_type):
     odd = ["a\"b'c", "a,b;c", "sep=;", "=1+1", "é 物 😀", "a\u2028b", '",;']
-    client.post_json("/courses", [{"code": f"C{i}", "name": text, "instructor": text} for i, text in enumerate(odd)])
+    client.post_json("/courses", [course(f"C{i}", text, text) for i, text in enumerate(odd)])
     before = get_list(client)
     body = client.get("/courses", headers={"Accept": media_type}).body
     response = post_csv(client, body, 200, "/courses?update=true", media_type)

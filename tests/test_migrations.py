@@ -5,9 +5,10 @@ import shutil
 
 import peewee
 import pytest
-from conftest import SQLITE, database_url
+from catalogue import course, make_csv, printed_csv
 from playhouse import db_url
 from playhouse.migrations import Runner
+from processes import SQLITE, database_url
 from servers import ask_at_once
 
 import models
@@ -49,7 +50,8 @@ def test_a_database_of_the_first_release_is_brought_up_to_date(run, tmp_path):
         database.execute_sql("INSERT INTO signing_key (id, value) VALUES (1, 'kept')")
         before = database.execute_sql("SELECT username, password FROM users").fetchall()
     assert run("seed.py", "import", "-", stdin="code,name,instructor\nb,x,\nA,x,y\n").returncode == 0
-    assert run("seed.py", "export", "-").stdout.splitlines()[1:] == ["a,Old,Grace", "B,x,y", "b,x,", "A,x,y"]
+    courses = [("a", "Old", "Grace"), ("B", "x", "y"), ("b", "x", ""), ("A", "x", "y")]
+    assert run("seed.py", "export", "-").stdout == printed_csv(*(course(*fields) for fields in courses))
     assert history(tmp_path) == STEPS
     with connected(tmp_path) as database:
         assert database.execute_sql("SELECT username, password FROM users").fetchall() == before
@@ -163,10 +165,11 @@ def test_users_of_the_tutorials_database_log_in_with_the_same_passwords(run, sta
         database.execute_sql("INSERT INTO users (username, password) VALUES ('bob', 'as the tutorial inserts')")
     assert all(password.startswith("$argon2id$v=19$m=19456,t=2,p=1$") for password in stored)
     assert len(set(stored)) == len(PASSWORDS)
-    long = f"{'C' * 20},{'n' * 120},{'i' * 120}"
-    assert run("seed.py", "import", "-", stdin=f"code,name,instructor\n{long}\n").returncode == 0
+    long = course("C" * 20, "n" * 120, "i" * 120)
+    assert run("seed.py", "import", "-", stdin=make_csv(long)).returncode == 0
     assert run("seed.py", "user", "u" * 80, stdin="long enough").returncode == 0
-    assert run("seed.py", "export", "-").stdout.splitlines()[1:] == ["CSE11,Algebra,Ada", "CSE46,Logic,", long]
+    old = course("CSE11", "Algebra", "Ada"), course("CSE46", "Logic", "")
+    assert run("seed.py", "export", "-").stdout == printed_csv(*old, long)
     assert history(tmp_path) == STEPS
 
 

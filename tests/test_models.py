@@ -10,16 +10,26 @@ import argon2
 import peewee
 import pymysql
 import pytest
-from conftest import PYTHON, ROOT, TEST_DATABASE_URL
+from catalogue import (
+    CHANGE,
+    CODE_MISSING,
+    CODE_RULE,
+    CSE115,
+    INSTRUCTOR_RULE,
+    NAME_RULE,
+    NEW,
+    TAKEN,
+    another,
+    course,
+    insert,
+)
+from processes import PYTHON, ROOT, TEST_DATABASE_URL
 
 import models
 from models import Course, SigningKey, User, ValidationError, clean
 
 # -- Field rules -------------------------------------------------------------------------------------------------------
 
-CODE = "code must be 1 to 20 characters, not only dots, with no / or control characters"
-NAME = "name must be 1 to 120 characters, with no control characters"
-INSTRUCTOR = "instructor must be 0 to 120 characters, with no control characters"
 USERNAME = "username must be 1 to 80 characters, with no control characters"
 PASSWORD = "password must be 1 to 1024 characters"
 
@@ -31,10 +41,10 @@ GOOD = {
     "password": (" ", "x" * 1024, " a\0\n "),
 }
 BAD = [
-    ("code", ("", " ", "\n\u3000"), "course code must be provided"),
-    ("code", ("x" * 21, "a/b", "/", ".", "..", "." * 20, " .. ", "a\0b", "a\ud800"), CODE),
-    ("name", ("", " ", "x" * 121, "a\nb", "a\x7fb", "a\x9fb", "\udfff"), NAME),
-    ("instructor", ("x" * 121, "a\tb", "a\udc00"), INSTRUCTOR),
+    ("code", ("", " ", "\n\u3000"), CODE_MISSING),
+    ("code", ("x" * 21, "a/b", "/", ".", "..", "." * 20, " .. ", "a\0b", "a\ud800"), CODE_RULE),
+    ("name", ("", " ", "x" * 121, "a\nb", "a\x7fb", "a\x9fb", "\udfff"), NAME_RULE),
+    ("instructor", ("x" * 121, "a\tb", "a\udc00"), INSTRUCTOR_RULE),
     ("username", ("", " ", "x" * 81, "a\x1bb", "\ud800"), USERNAME),
     ("password", ("", "x" * 1025, "secret\ud800"), PASSWORD),
     *((field, (None, 5, True, b"A", ["A"]), f"{field} must be a string") for field in GOOD),
@@ -73,14 +83,14 @@ def test_control_characters_and_surrogates_are_all_that_a_name_cannot_hold():
 
 def test_the_tutorials_course_methods_work_under_their_names(app):
     Course.add_course("CSE225", "Ada", "Data structures")
-    course = Course.get_course("CSE225")
-    assert course == {"id": course["id"], "code": "CSE225", "name": "Data structures", "instructor": "Ada"}
-    assert [course["code"] for course in Course.get_all_courses()] == ["CSE115", "CSE465", "CSE225"]
+    added = Course.get_course("CSE225")
+    assert added == course("CSE225", "Data structures", "Ada") | {"id": added["id"]}
+    assert [row["code"] for row in Course.get_all_courses()] == ["CSE115", "CSE465", "CSE225"]
     assert Course.update_course("CSE225", instructor="") is True
-    assert Course.get_course("CSE225") == course | {"instructor": ""}
+    assert Course.get_course("CSE225") == added | {"instructor": ""}
     for _ in range(2):  # the second changes nothing
         assert Course.update_course("CSE225", "Grace", "Graphs") is True
-    assert Course.get_course("CSE225") == course | {"name": "Graphs", "instructor": "Grace"}
+    assert Course.get_course("CSE225") == added | {"name": "Graphs", "instructor": "Grace"}
     with pytest.raises(peewee.IntegrityError):
         Course.add_course("CSE225", "Ada", "Data structures")
     assert Course.delete_course("CSE225") is True
@@ -100,7 +110,7 @@ def test_a_bad_field_is_refused_from_python_too(app):
 def test_a_change_can_require_that_the_course_is_as_it_was(app):
     old = Course.get_course("CSE115")
     for field in old:
-        other = old | {field: 5 if field == "id" else "Other"}
+        other = old | {field: another(old[field])}
         assert Course.update_course("CSE115", name="Changed", old=other) is False
         assert Course.delete_course("CSE115", other) is False
     assert Course.update_course("CSE115", name="Changed", old=old) is True
@@ -123,19 +133,15 @@ def test_nothing_is_written_by_a_user_who_may_not_write_when_it_happens(app, by)
 
 def test_the_list_is_in_the_order_of_the_ids(app):
     for number in (9000, 30, 7000, 500):
-        Course.insert(id=number, code=f"C{number}", name="Basics", instructor="Ada").execute()
+        insert(NEW | {"code": f"C{number}"}, id=number)
     Course.delete_course("CSE115")
     Course.add_course("CSE225", "Ada", "Data structures")
-    ids = [course["id"] for course in Course.get_all_courses()]
+    ids = [row["id"] for row in Course.get_all_courses()]
     assert len(ids) == 6
     assert ids == sorted(ids)
 
 
 # -- Uploads -----------------------------------------------------------------------------------------------------------
-
-NEW = {"code": "CSE225", "name": "Data structures", "instructor": "Ada"}
-CHANGED = {"code": "CSE465", "name": "Networks", "instructor": ""}
-SAME = {"code": "CSE115", "name": "Introduction to programming language", "instructor": "John stuart"}
 
 
 def test_an_upload_larger_than_a_batch_is_counted_whole(app):
@@ -146,17 +152,17 @@ def test_an_upload_larger_than_a_batch_is_counted_whole(app):
     assert Course.add_courses(rows, update=True) == (1, models.BATCH, models.BATCH + 1)
 
 
-TWICE, TAKEN = "Course code CSE225 repeats row", "Course code CSE115 is in the courses already"
+TWICE = "Course code CSE225 repeats row"
 REFUSED = [  # rows, options, whether all errors are taken codes, errors
     ({1: NEW, 2: NEW}, {}, True, {2: f"{TWICE} 1"}),
     ({3: NEW, 5: NEW | {"code": " CSE225"}}, {"unit": "line"}, True, {5: "Course code CSE225 repeats line 3"}),
-    ({1: NEW, 2: SAME}, {"dry_run": True}, True, {2: TAKEN}),
-    ({1: NEW | {"name": ""}, 2: SAME}, {"update": True}, False, {1: NAME}),
+    ({1: NEW, 2: CSE115}, {"dry_run": True}, True, {2: TAKEN}),
+    ({1: NEW | {"name": ""}, 2: CSE115}, {"update": True}, False, {1: NAME_RULE}),
     (
-        {1: 5, 2: {}, 3: NEW, 4: NEW, 5: SAME},
+        {1: 5, 2: {}, 3: NEW, 4: NEW, 5: CSE115},
         {},
         False,
-        {1: "a course must be an object", 2: "course code must be provided", 4: f"{TWICE} 3", 5: TAKEN},
+        {1: "a course must be an object", 2: CODE_MISSING, 4: f"{TWICE} 3", 5: TAKEN},
     ),
 ]
 
@@ -374,7 +380,7 @@ REQUESTS = [
     ("SELECT", lambda client: client.get("/courses?q=a&limit=1")),
     ("SELECT", lambda client: client.get("/courses/CSE115")),
     ("INSERT", lambda client: client.post_json("/courses", NEW)),
-    ("UPDATE", lambda client: client.put_json("/courses/CSE115", CHANGED)),
+    ("UPDATE", lambda client: client.put_json("/courses/CSE115", CHANGE)),
     ("DELETE", lambda client: client.delete("/courses/CSE115")),
 ]
 
@@ -390,7 +396,7 @@ def test_a_request_is_one_statement_which_looks_up_the_user_of_a_write(client, s
 @pytest.mark.sqlite
 def test_one_course_and_one_user_are_found_by_an_index(client, statements):
     client.get("/courses/CSE115")
-    client.put_json("/courses/CSE115", CHANGED)
+    client.put_json("/courses/CSE115", CHANGE)
     client.delete("/courses/CSE115")
     assert len(statements) == 3
     for statement in list(statements):

@@ -7,11 +7,11 @@ import socket
 import subprocess
 
 import pytest
+from catalogue import COURSE, insert_sql
+from processes import refused
 from servers import ask, ask_at_once, execute, new_database, own_postgres, server_url, wait_until
-from test_server import refused
 
 pytestmark = [pytest.mark.integration, pytest.mark.sqlite]
-COURSE = {"code": "AAS 100", "name": "Intro Asian American Studies", "instructor": "Geng, Zhe"}
 ONE = "/courses/CSE115"
 
 
@@ -128,7 +128,8 @@ def test_a_list_that_mariadb_cannot_send_is_a_503_and_not_an_empty_list(serve, u
     numbers, status = "seq_1_to_18000", 503
     if url.startswith("postgres"):
         numbers, status = "generate_series(1, 18000) AS numbers(seq)", 200
-    fields = "CONCAT('C ', seq), REPEAT('\U0001f41a', 120), REPEAT('\U0001f41a', 120)"
-    execute(url, f"INSERT INTO courses (code, name, instructor) SELECT {fields} FROM {numbers}")
+    long = "REPEAT('\U0001f41a', 120)"
+    insert, values = insert_sql(code="CONCAT('C ', seq)", name=long, instructor=long)
+    execute(url, f"{insert} SELECT {values} FROM {numbers}")
     assert api.request("/courses", **bearer)[0] == status
     assert api.request("/courses?limit=1000", **bearer)[0] == 200

@@ -3,9 +3,9 @@
 import importlib.metadata
 
 import pytest
-from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from processes import ROOT
 
 LINES = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-servers.txt").read_text()
 PINNED = [Requirement(line) for line in LINES.splitlines() if not line.startswith("#")]

@@ -1,9 +1,8 @@
 """Who may do what: users who may only read, users who are deleted, and reading without a token."""
 
 import pytest
-from conftest import Client
-from description import check_error
-from test_contract_inherited import CHANGE, CSE115, NEW
+from catalogue import CHANGE, CSE115, NEW
+from description import Client, check_error
 
 import course_api
 import models

@@ -14,7 +14,8 @@ import sys
 import termios
 
 import pytest
-from conftest import PYTHON, ROOT, database_url
+from catalogue import COURSE, CSE115, EXPORT_HEADER, HEADER, NAME_RULE, course, insert_sql, make_csv
+from processes import PYTHON, ROOT, database_url
 
 import models
 import seed
@@ -179,12 +180,7 @@ def test_ctrl_c_leaves_the_password_prompt_quietly(tmp_path):
 
 # -- Import ------------------------------------------------------------------------------------------------------------
 
-CATALOGUE = (
-    "code,name,instructor\n"
-    'AAS 100,Intro Asian American Studies,"Geng, Zhe"\n'
-    'MATH&151,"Calculus ""I""",Noether\n'
-    "ÉCO 1,Économie; 物理,\n"
-)
+CATALOGUE = [COURSE, course("MATH&151", 'Calculus "I"', "Noether"), course("ÉCO 1", "Économie; 物理", "")]
 LATIN = "code;name;instructor\nÉCO 1;Économie;Ørsted\n".encode("windows-1252")
 
 
@@ -199,14 +195,16 @@ def delete_courses():
 
 def test_import_says_exactly_what_it_did(command):
     before = Course.get_all_courses()
-    update = "code,name,instructor\nCSE465,Networks,\nCSE225,Trees,Ada\nCSE226,Graphs,Ada\n"
+    rows = [course("CSE465", "Networks", ""), course("CSE225", "Trees", "Ada"), course("CSE226", "Graphs", "Ada")]
+    update = make_csv(*rows)
     assert import_text(command, update, "--update", "--dry-run") == "Would add 2 courses, update 1; nothing was stored."
-    assert import_text(command, CATALOGUE, "--dry-run") == "Would add 3 courses; nothing was stored."
+    assert import_text(command, make_csv(*CATALOGUE), "--dry-run") == "Would add 3 courses; nothing was stored."
     assert Course.get_all_courses() == before
     assert import_text(command, update, "--update") == "Added 2 courses, updated 1."
-    assert command("export", "-").stdout.splitlines()[2:] == update.splitlines()[1:]
-    assert import_text(command, CATALOGUE) == "Added 3 courses."
-    more = update.replace("Ada", "Grace") + "CSE227,Heaps,Ada\nÉCO 1 , Économie; 物理 ,\n"
+    assert command("export", "-").stdout == make_csv(CSE115, *rows)
+    assert import_text(command, make_csv(*CATALOGUE)) == "Added 3 courses."
+    more = HEADER + "CSE465,Networks,\nCSE225,Trees,Grace\nCSE226,Graphs,Grace\nCSE227,Heaps,Ada\n"
+    more += "ÉCO 1 , Économie; 物理 ,\n"
     assert import_text(command, more, "--update") == "Added 1 course, updated 2, 2 unchanged."
     assert import_text(command, more, "--update") == "Added 0 courses, 5 unchanged."
     assert import_text(command, '{"courses": []}') == "Added 0 courses."
@@ -216,7 +214,7 @@ def test_import_takes_what_the_list_returns(command, client):
     text = client.get("/courses").text
     delete_courses()
     assert import_text(command, f" {text}") == "Added 2 courses."
-    assert [course["code"] for course in Course.get_all_courses()] == ["CSE115", "CSE465"]
+    assert [row["code"] for row in Course.get_all_courses()] == ["CSE115", "CSE465"]
 
 
 def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
@@ -225,7 +223,7 @@ def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
     done = command("import", "-", stdin=text)
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
-    assert lines[0] == "line 4: name must be 1 to 120 characters, with no control characters"
+    assert lines[0] == f"line 4: {NAME_RULE}"
     assert lines[1] == "line 5: Course code A repeats line 3"
     assert lines[103:] == ["nothing was stored; 103 rows were refused"]
     done = command("import", "-", stdin='[{"code": "A", "name": "a", "instructor": "a"}, 5]')
@@ -292,7 +290,7 @@ def test_ctrl_c_after_the_commit_does_not_hide_it(command, monkeypatch):
         return counts
 
     monkeypatch.setattr(Course, "add_courses", interrupt)
-    assert import_text(command, CATALOGUE) == "Added 3 courses."
+    assert import_text(command, make_csv(*CATALOGUE)) == "Added 3 courses."
 
 
 # -- Export ------------------------------------------------------------------------------------------------------------
@@ -301,22 +299,22 @@ def test_ctrl_c_after_the_commit_does_not_hide_it(command, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "encoding", "begin"),
     [
-        ("out.csv", "", b"code,name,instructor\r\n"),
-        ("OUT.CSV", "utf-8-sig", b"\xef\xbb\xbfcode,name,instructor\r\n"),
+        ("out.csv", "", EXPORT_HEADER.encode()),
+        ("OUT.CSV", "utf-8-sig", EXPORT_HEADER.encode("utf-8-sig")),
         ("out.json", "", b"[{"),
         ("out.JSON", "utf-16", "\ufeff[{".encode("utf-16-le")),
     ],
 )
 def test_what_export_writes_import_takes_back_unchanged(command, tmp_path, name, encoding, begin):
     delete_courses()
-    import_text(command, CATALOGUE)
+    import_text(command, make_csv(*CATALOGUE))
     done = command("export", name, *(["--encoding", encoding] if encoding else []))
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith(f"Wrote 3 courses to {name}.\n")
     assert (tmp_path / name).read_bytes().startswith(begin)
     delete_courses()
     assert tell(command("import", name)) == "Added 3 courses."
-    assert command("export", "-").stdout == CATALOGUE.replace("\n", "\r\n")
+    assert command("export", "-").stdout == make_csv(*CATALOGUE)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +326,7 @@ def test_what_export_writes_import_takes_back_unchanged(command, tmp_path, name,
     ],
 )
 def test_an_export_that_cannot_be_written_is_refused_and_leaves_no_file(command, tmp_path, arguments, fragment):
-    import_text(command, CATALOGUE)
+    import_text(command, make_csv(*CATALOGUE))
     error = fail(command("export", *arguments))
     assert fragment in error and "codec" not in error
     assert list(tmp_path.glob("out*")) == []
@@ -357,7 +355,7 @@ def test_a_backup_is_whole_and_never_overwrites(command, tmp_path):
     assert tell(command("backup", "b.db")) == "Copied the database to b.db."
     assert contents(tmp_path / "b.db") == contents(models.database.database)
     assert (tmp_path / "b.db").read_bytes()[18:20] == b"\1\1"  # no WAL, which takes a folder that can be written to
-    import_text(command, CATALOGUE)
+    import_text(command, make_csv(*CATALOGUE))
     before = (tmp_path / "b.db").read_bytes()
     assert fail(command("backup", "b.db")) == "b.db already exists; nothing was written"
     assert (tmp_path / "b.db").read_bytes() == before
@@ -380,9 +378,10 @@ def test_restore_brings_courses_users_and_the_key_back_while_the_api_runs(run, s
     api = start()
     run("seed.py", "backup", "b.db")
     backup, saved = (tmp_path / "b.db").read_bytes(), contents(tmp_path / "b.db")
-    change = """
+    insert, values = insert_sql(code="'NEW'", name="'New'", instructor="''")
+    change = f"""
         DELETE FROM courses WHERE code = 'CSE115';
-        INSERT INTO courses (code, name, instructor) VALUES ('NEW', 'New', '');
+        {insert} VALUES ({values});
         UPDATE users SET password = 'another';
         INSERT INTO users (username, password) VALUES ('grace', 'another');
         UPDATE signing_key SET value = 'another';
@@ -433,7 +432,7 @@ def test_random_courses_are_the_same_for_the_same_seed(command):
     def make(*arguments):
         delete_courses()
         assert tell(command("random", *arguments)) == "Added 500 courses."
-        return [course | {"id": 0} for course in Course.get_all_courses()]
+        return [row | {"id": 0} for row in Course.get_all_courses()]
 
     first = make("500")
     assert first != make("500", "--seed", "2")

@@ -13,13 +13,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PYTHON, ROOT, Server, process_options
+from catalogue import NEW
+from processes import PYTHON, ROOT, Server, process_options, refused
 from servers import ask, connect, find_ports, is_listening, read_all, running, wait_until
 
 import course_api
 
 pytestmark = pytest.mark.sqlite
-NEW = {"code": "CSE225", "name": "Data structures", "instructor": "Ada Lovelace"}
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR) .+")
 
 
@@ -86,13 +86,6 @@ def test_any_setting_may_come_from_a_file(monkeypatch, tmp_path, name):
 
 
 # -- Start -------------------------------------------------------------------------------------------------------------
-
-
-def refused(done):
-    """Return the one line with which a program has stopped."""
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert "Serving" not in done.stdout
-    return done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import struct
 import time
 
 import pytest
-from conftest import Server
+from processes import Server
 from servers import ask_in_turn, connect, read_all
 
 pytestmark = pytest.mark.sqlite

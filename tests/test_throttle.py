@@ -6,17 +6,17 @@ import time
 import bottle
 import limits
 import pytest
+from catalogue import LOGIN
 from description import check_error
 from servers import ask_at_once
 
 import course_api
 import models
 
-RIGHT = {"username": "faisal", "password": "faisal"}
-WRONG = RIGHT | {"password": "wrong"}
+WRONG = LOGIN | {"password": "wrong"}
 
 
-def log_in(client, login=RIGHT, address="192.0.2.1", **options):
+def log_in(client, login=LOGIN, address="192.0.2.1", **options):
     return client.post_json("/login", login, extra_environ={"REMOTE_ADDR": address}, **options)
 
 
@@ -27,14 +27,14 @@ def fail(client, times=5, **options):
 
 def test_after_five_failed_logins_this_name_from_this_address_has_to_wait(stranger):
     fail(stranger)
-    for login in (WRONG, RIGHT):
+    for login in (WRONG, LOGIN):
         response = log_in(stranger, login, status=429)
         seconds = response.headers["Retry-After"]
         assert 290 <= int(seconds) <= 300
         check_error(response, f"too many failed logins; try again in {seconds} seconds")
 
     log_in(stranger, WRONG | {"username": "grace"}, status=400)
-    log_in(stranger, RIGHT, "192.0.2.2", status=200)
+    log_in(stranger, LOGIN, "192.0.2.2", status=200)
 
 
 def test_after_fifty_failed_logins_from_an_address_every_name_has_to_wait(stranger, monkeypatch):
@@ -42,16 +42,16 @@ def test_after_fifty_failed_logins_from_an_address_every_name_has_to_wait(strang
         patch.setattr(models.User, "match_user", lambda *_: False)  # saves 50 hashes
         for number in range(50):
             log_in(stranger, WRONG | {"username": f"user{number}"}, status=400)
-    log_in(stranger, RIGHT, status=429)
-    log_in(stranger, RIGHT, "192.0.2.2", status=200)
+    log_in(stranger, LOGIN, status=429)
+    log_in(stranger, LOGIN, "192.0.2.2", status=200)
 
 
 def test_successful_logins_and_malformed_ones_are_not_counted(stranger):
     for _ in range(6):
-        log_in(stranger, RIGHT, status=200)
+        log_in(stranger, LOGIN, status=200)
     for _ in range(51):
         log_in(stranger, {"username": "faisal"}, status=400)
-    log_in(stranger, RIGHT, status=200)
+    log_in(stranger, LOGIN, status=200)
 
 
 def test_the_window_moves(stranger, monkeypatch):
@@ -80,7 +80,7 @@ def test_the_window_moves(stranger, monkeypatch):
 )
 def test_a_network_of_ipv6_is_one_address(stranger, first, second, status):
     fail(stranger, address=first)
-    log_in(stranger, RIGHT, second, status=status)
+    log_in(stranger, LOGIN, second, status=status)
 
 
 def test_too_many_logins_at_once_are_told_to_come_back(stranger, monkeypatch):
@@ -95,7 +95,7 @@ def test_too_many_logins_at_once_are_told_to_come_back(stranger, monkeypatch):
 @pytest.mark.sqlite
 def test_a_flood_of_logins_does_not_queue_without_end(serve):
     api, _ = serve()
-    answers = ask_at_once(lambda _: api.request("/login", "POST", RIGHT)[0], 64, clients=64)
+    answers = ask_at_once(lambda _: api.request("/login", "POST", LOGIN)[0], 64, clients=64)
     assert set(answers) == {200, 503}
     assert answers.count(200) >= course_api.MAX_LOGINS
 
@@ -126,7 +126,7 @@ def test_the_trusted_proxy_names_the_client_in_any_form_and_nobody_else_does(mon
 
 def test_without_a_trusted_proxy_x_forwarded_for_is_ignored(stranger):
     fail(stranger, headers={"X-Forwarded-For": "198.51.100.7"})
-    log_in(stranger, RIGHT, headers={"X-Forwarded-For": "198.51.100.8"}, status=429)
+    log_in(stranger, LOGIN, headers={"X-Forwarded-For": "198.51.100.8"}, status=429)
 
 
 def test_the_port_of_a_client_behind_the_proxy_does_not_count(run, start):
@@ -160,5 +160,5 @@ def test_processes_that_share_a_redis_count_together(run, start):
     one, other = start(LIMIT_STORAGE=url), start(LIMIT_STORAGE=url)
     statuses = [api.request("/login", "POST", WRONG)[0] for api in (one, other) * 3]
     assert statuses == [400] * 5 + [429]
-    assert one.request("/login", "POST", RIGHT)[0] == 429
+    assert one.request("/login", "POST", LOGIN)[0] == 429
     storage.reset()

@@ -6,8 +6,8 @@ import json
 import time
 
 import pytest
+from catalogue import CSE115, LOGIN, get
 from description import check_error
-from test_contract_inherited import CSE115, get
 
 import course_api
 
@@ -16,7 +16,6 @@ PROTECTED = [
     for route in course_api.app.routes
     if not route.config.get("public")
 ]
-LOGIN = {"username": "faisal", "password": "faisal"}
 LOGIN_FORM = "username=faisal&password=faisal"
 
 

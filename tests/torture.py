@@ -35,7 +35,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-import conftest
+import processes
 from servers import find_ports, nginx, own_postgres, wait_until
 
 import course_api
@@ -53,7 +53,7 @@ def sqlite_url(folder):
 
 def run_seed(folder, *arguments, url=""):
     """Run seed.py to its end, on the database in a folder or at a URL."""
-    conftest.run_program(folder, "seed.py", *arguments, DATABASE_URL=url or sqlite_url(folder)).check_returncode()
+    processes.run_program(folder, "seed.py", *arguments, DATABASE_URL=url or sqlite_url(folder)).check_returncode()
 
 
 class Answer(NamedTuple):
@@ -64,7 +64,7 @@ class Answer(NamedTuple):
     body: bytes = b""
 
 
-class Server(conftest.Server):
+class Server(processes.Server):
     """`python course_api.py` in a process of its own, with what it has answered."""
 
     def __init__(self, folder, url="", **settings):
