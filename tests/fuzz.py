@@ -1,9 +1,10 @@
-"""Look for bugs for minutes, with 20,000 requests of each of two kinds: python tests/fuzz.py [SEED]
+"""Look for bugs for minutes, with 20,000 requests of each of two kinds.
 
 Schemathesis generates requests from openapi.yaml and sends them to a real server. Hypothesis corrupts good requests
 with bytes of any kind, and calls the app with them as a WSGI server does. The exit status is 1 if they find a bug.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -19,12 +20,14 @@ import time
 import traceback
 
 import hypothesis
+from description import PATHS
 from hypothesis.strategies import binary, builds, fixed_dictionaries, just, lists, sampled_from, tuples
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from conftest import ROOT, Server, run_program
+from processes import ROOT, Server, run_program
 
 import course_api
+import models
 import seed as dummy
 
 CASES = 20_000
@@ -76,10 +79,12 @@ NUMBERS = sampled_from(["", "0", "1", "-1", "9" * 5000, "99999999999", "²", "1e
 NUMBERS |= sampled_from(["true", "id:1:1", "-name:2:a"])
 WORDS = sampled_from(["*", "*/*", ";q=", '"', "W/", "Bearer ", "bytes=", "-", ",", ";", " ", "%", "%FF", "1 Jan 9999"])
 VALUE = ANY | lists(WORDS | NUMBERS | TYPES | ANY).map("".join)
-PARAMETERS = sampled_from(["q", "instructor", "sort", "limit", "offset", "after", "update", "token"])
+PARAMETERS = sampled_from(
+    ["token", *(item["name"] for method in ("get", "post") for item in PATHS["/courses"][method]["parameters"])]
+)
 QUERY = ANY | lists(builds("{}={}".format, PARAMETERS, NUMBERS | VALUE), min_size=1).map("&".join)
 FIELD = ANY | sampled_from(["faisal", "CSE115", None, 0, []])
-OBJECT = fixed_dictionaries(dict.fromkeys(["code", "name", "instructor", "username", "password"], FIELD))
+OBJECT = fixed_dictionaries(dict.fromkeys([*models.FIELDS, "username", "password"], FIELD))
 JSON = (OBJECT | OBJECT | lists(OBJECT) | fixed_dictionaries({"courses": lists(OBJECT)})).map(
     lambda value: json.dumps(value).encode()
 )
@@ -130,6 +135,7 @@ def call_app(seed):
     """Return how many times the app was called, the faults, and the seed."""
     cases, log = 0, io.StringIO()
     logging.basicConfig(stream=log)
+    models.init_db()
     dummy.add_dummy_data()
 
     @hypothesis.seed(seed)
@@ -148,10 +154,15 @@ def call_app(seed):
 
 
 def main():
-    first, failed = int(sys.argv[1]) if len(sys.argv) > 1 else random.randrange(10**6), False
+    """Look for bugs in both ways, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "seed", metavar="SEED", type=int, nargs="?", help="repeats a run, which prints it (a random one)"
+    )
+    first, failed = parser.parse_args().seed, False
     for look in (call_app, send_requests):
         started = time.monotonic()
-        cases, faults, seed = look(first)
+        cases, faults, seed = look(random.randrange(10**6) if first is None else first)
         verdict = f"faults, see above; to repeat them: python tests/fuzz.py {seed}" if faults else "no faults"
         print(*faults, f"{look.__name__}: {cases} cases in {time.monotonic() - started:.0f} s, {verdict}", sep="\n")
         failed = failed or bool(faults)
