@@ -35,7 +35,7 @@ def another(value):
     return value + 1 if isinstance(value, int) else value + "x"
 
 
-def enumerate_or(names):
+def join_with_or(names):
     """Return names as a sentence lists them: "a, b or c"."""
     *others, last = names
     return f"{', '.join(others)} or {last}"

@@ -107,10 +107,6 @@ def test_head_has_the_headers_of_get_and_no_body(client, path):
     assert dict(head.headers) == dict(client.get(path).headers)
 
 
-def test_health_needs_no_token(stranger):
-    assert stranger.get("/health", status=200).json == {"status": "ok"}
-
-
 # -- Faults ------------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import re
 import urllib.parse
 
 import pytest
-from catalogue import CSE115, CSE465, DEFAULTS, FIELDS, NEW, codes, course, enumerate_or, get_list, insert, make_csv
+from catalogue import CSE115, CSE465, DEFAULTS, FIELDS, NEW, codes, course, get_list, insert, join_with_or, make_csv
 from description import check_error
 
 import course_api
@@ -77,7 +77,7 @@ BAD_QUERIES = {
     "the parameter limit is repeated; send it once": "limit=1&limit=2",
     "limit must be a whole number from 1 to 1000": f"limit=0 limit=1001 limit=-1 limit=1.5 limit=null limit={'9' * 23}",
     "offset must be a whole number, 0 or more": f"offset=-1 offset=x offset={'9' * 23}",
-    f"sort must be {enumerate_or(['id', *FIELDS])}, with - in front for descending order": "sort=a sort=--id "
+    f"sort must be {join_with_or(['id', *FIELDS])}, with - in front for descending order": "sort=a sort=--id "
     "sort=id,name",
     "q must be 1 to 120 characters, with no control characters": f"q=a%00b q={'a' * 121}",
     "instructor must be 1 to 120 characters, with no control characters": "instructor=a%0Ab",
