@@ -5,6 +5,7 @@ Rows are made from the fields that Course declares, so that a field with a defau
 
 import csv
 import io
+import json
 
 import processes  # noqa: F401 (sets the environment that models reads)
 
@@ -66,9 +67,9 @@ INSTRUCTOR_RULE = "instructor must be 0 to 120 characters, with no control chara
 # -- A client's steps --------------------------------------------------------------------------------------------------
 
 
-def without_id(course):
-    assert isinstance(course.pop("id"), int)
-    return course
+def without_id(row):
+    assert isinstance(row.pop("id"), int)
+    return row
 
 
 def get(client, code):
@@ -76,11 +77,11 @@ def get(client, code):
 
 
 def get_list(client, path="/courses"):
-    return [without_id(course) for course in client.get(path).json["courses"]]
+    return [without_id(row) for row in client.get(path).json["courses"]]
 
 
 def codes(response):
-    return [course["code"] for course in response.json["courses"]]
+    return [row["code"] for row in response.json["courses"]]
 
 
 def post_csv(client, text, status=201, path="/courses", content_type="text/csv"):
@@ -94,28 +95,31 @@ HEADER = "code,name,instructor\n"  # a file's, which may leave out fields with a
 EXPORT_HEADER = ",".join(FIELDS) + "\r\n"
 
 
-def make_csv(*courses):
+def make_csv(*rows):
     """Return courses as the CSV that the API and seed.py write, and read."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, FIELDS)
     writer.writeheader()
-    writer.writerows(courses)
+    writer.writerows(rows)
     return file.getvalue()
 
 
-def printed_csv(*courses):
+def printed_csv(*rows):
     """Return courses as `seed.py export -` prints them, read as text."""
-    return make_csv(*courses).replace("\r\n", "\n")
+    return make_csv(*rows).replace("\r\n", "\n")
 
 
 def only_required(text):
-    """Return what a program prints of courses, in JSON or CSV, without the fields that have their defaults."""
+    """Return what was printed of courses, in JSON or CSV with plain line ends, less the fields that have defaults.
+
+    A field whose value is not its default stays.
+    """
     for name, default in DEFAULTS.items():
-        text = text.replace(f',"{name}":' + (f'"{default}"' if isinstance(default, str) else f"{default}"), "")
-    lines = text.splitlines(keepends=True)
-    if lines and lines[0].rstrip() == EXPORT_HEADER.rstrip():
-        ends = [",".join(["", *DEFAULTS]), *[",".join(["", *map(str, DEFAULTS.values())])] * len(lines)]
-        text = "".join(line.rstrip().removesuffix(end) + "\n" for line, end in zip(lines, ends, strict=False))
+        text = text.replace(f',"{name}":{json.dumps(default, ensure_ascii=False)}', "")
+    head, *lines = text.split("\n")
+    if DEFAULTS and head == ",".join(FIELDS):
+        end = "".join(f",{default}" for default in DEFAULTS.values())
+        text = "\n".join([",".join(REQUIRED), *(line.removesuffix(end) for line in lines)])
     return text
 
 
@@ -133,8 +137,8 @@ def insert_sql(**expressions):
     return f"INSERT INTO courses ({', '.join(values)})", ", ".join(values.values())
 
 
-def insert(course, **others):
-    """Store a course as another program could: whatever its values, and whatever the rules."""
-    values = course | others
+def insert(row, **others):
+    """Store a course as another program could, whatever the rules of its fields."""
+    values = row | others
     marks = ", ".join([models.database.param] * len(values))
     models.database.execute_sql(f"INSERT INTO courses ({', '.join(values)}) VALUES ({marks})", [*values.values()])
