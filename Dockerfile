@@ -10,7 +10,7 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin course \
 WORKDIR /app
 COPY requirements.txt requirements-servers.txt ./
 RUN pip install --root-user-action=ignore --requirement requirements.txt --requirement requirements-servers.txt
-COPY models.py seed.py course_api.py ./
+COPY *.py ./
 COPY docs ./docs
 COPY migrations ./migrations
 RUN python -m compileall -q .

@@ -4,29 +4,9 @@
     python course_api.py    # serves on http://127.0.0.1:5000 until Ctrl-C or SIGTERM
 
 Any other WSGI server can serve it as `course_api:app`, once seed.py has prepared the database.
-
-Settings are environment variables, read once at start. An invalid value stops the program. NAME_FILE can name a file
-that holds the value instead, such as a Docker secret:
-
-    HOST           address to listen on (127.0.0.1)
-    PORT           port to listen on (5000); 0 takes a free one
-    URL_PREFIX     path below which the API lives, such as /catalogue (none)
-    DATABASE_URL   the database (sqlite:///courses.db); sqlite:///:memory: keeps nothing on disk
-    SECRET_KEY     signs the tokens, 32 bytes or more; unset, a random key is made once and kept in the database
-    TOKEN_SECONDS  token lifetime in seconds (200)
-    PUBLIC_READ    true: courses can be read without a token (false)
-    LOGIN_LIMIT    failed logins allowed per user name and address (5/5minutes); ten times as many per address
-    LIMIT_STORAGE  where failed logins are counted (memory://); redis://host:6379 for several processes
-    TRUSTED_PROXY  address of the proxy whose X-Forwarded-For is believed, or * for any (none)
-    CORS_ORIGINS   web pages that may use the API, such as https://a.example, https://b.example; * for all (none)
-    THREADS        requests handled at once (4), plus up to 16 logins
-    LOG_LEVEL      DEBUG, INFO, WARNING or ERROR (INFO); INFO writes a line per request to standard output
-
-Every error is JSON of one shape, and says how to fix the request: {"error": "a sentence"}
 """
 
 import argparse
-import collections
 import contextlib
 import functools
 import hashlib
@@ -34,14 +14,10 @@ import importlib.util
 import ipaddress
 import logging
 import math
-import os
+import pathlib
 import re
-import signal
-import socket
-import sys
 import threading
 import time
-from typing import Annotated, Literal
 from urllib.parse import parse_qsl, quote, urlencode
 
 import bottle
@@ -50,547 +26,37 @@ import limits
 import msgspec
 import peewee
 from bottle import HTTPError, HTTPResponse, request, response, static_file
-from msgspec import Meta
-from waitress import wasyncore
-from waitress.adjustments import Adjustments
-from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.server import TcpWSGIServer
-from waitress.task import ThreadedTaskDispatcher, WSGITask
 
+import course_files
+import database
 import models
-import seed
-from models import Course, User, ValidationError, clean, read_setting
-
-# -- Settings ----------------------------------------------------------------------------------------------------------
-
-
-LEVEL = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-RATE = Annotated[str, Meta(pattern=r"^[1-9]\d* *(/|per) *\d* *(second|minute|hour|day|month|year)s?$")]
-ORIGINS = Annotated[str, Meta(pattern=r"^((\*|[A-Za-z][\w+.-]*://[^/,\s]+)([,\s]+|$))*$")]
-HOST = read_setting("HOST", "127.0.0.1")
-PREFIX = Annotated[str, Meta(pattern=r"^(/[\w.~-]+)*$")]
-PORT = read_setting("PORT", "5000", Annotated[int, Meta(ge=0, le=65535)], "a whole number from 0 to 65535")
-URL_PREFIX = read_setting("URL_PREFIX", "", PREFIX, "a path like /catalogue, with no / at the end")
-SECRET_KEY = os.fsencode(read_setting("SECRET_KEY", ""))
-TOKEN_SECONDS = read_setting("TOKEN_SECONDS", "200", Annotated[int, Meta(ge=1, le=10**9)], "a whole number, 1 or more")
-PUBLIC_READ = read_setting("PUBLIC_READ", "false", bool, "true or false")
-LOGIN_LIMIT = limits.parse(read_setting("LOGIN_LIMIT", "5/5minutes", RATE, "like 5/5minutes"))
-LIMIT_STORAGE = read_setting("LIMIT_STORAGE", "memory://")
-TRUSTED_PROXY = read_setting("TRUSTED_PROXY", "")
-CORS_ORIGINS = read_setting("CORS_ORIGINS", "", ORIGINS, "origins like https://a.example, or *").lower()
-THREADS = read_setting("THREADS", "4", Annotated[int, Meta(ge=1, le=1000)], "a whole number from 1 to 1000")
-LOG_LEVEL = read_setting("LOG_LEVEL", "INFO", LEVEL, "DEBUG, INFO, WARNING or ERROR")
-
-if 0 < len(SECRET_KEY) < 32:  # RFC 7518 §3.2: HS256's own length
-    sys.exit("SECRET_KEY must have 32 bytes or more; make one with: openssl rand -hex 32")
-try:
-    timeouts = {"socket_timeout": models.CONNECT_SECONDS, "socket_connect_timeout": models.CONNECT_SECONDS}
-    storage = limits.storage.storage_from_string(LIMIT_STORAGE, wrap_exceptions=True, **timeouts)
-except (limits.errors.ConfigurationError, NotImplementedError, ValueError):
-    sys.exit("LIMIT_STORAGE must be memory://, or like redis://host:6379 with requirements-servers.txt installed")
-try:
-    trusted_proxy = TRUSTED_PROXY if TRUSTED_PROXY in ("", "*") else str(ipaddress.ip_address(TRUSTED_PROXY))
-except ValueError:
-    sys.exit("TRUSTED_PROXY must be an IP address such as 127.0.0.1, or *; see python course_api.py --help")
-allowed_origins = CORS_ORIGINS.replace(",", " ").split()
+import server
+import settings
+from database import db
+from fields import Text, ValidationError, WholeNumber
+from models import CHANGEABLE, FIELDS, SORTS, Course, Cursor, User, join_words
 
 VERSION = "2.0.0"
+JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlencoded"
+FILTERS = [name for name, field in FIELDS.items() if field.filter]
 log = logging.getLogger("course_api")
-bottle.Response.default_content_type = "application/json"
+bottle.Response.default_content_type = JSON
 app = bottle.Bottle()
 app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route returns its JSON as text
 
-# -- Errors and hooks --------------------------------------------------------------------------------------------------
-
-
-def render_error(error):
-    """Return every error, Bottle's included, as JSON of one shape; its headers stay."""
-    if error.status_code == 405:
-        methods = {"OPTIONS", *error.headers["Allow"].split(",")}
-        allowed = sorted(methods | ({"HEAD"} if "GET" in methods else set()))
-        response.set_header("Allow", ", ".join(allowed))
-        if request.method == "OPTIONS":
-            response.status = 204
-            return b""
-        error.body = f"{request.method} is not allowed for {request.path}; use {' or '.join(allowed)}"
-    return msgspec.json.encode(error.body if isinstance(error.body, dict) else {"error": error.body})
-
-
-app.default_error_handler = render_error
-
-
-def unavailable(what, error):
-    """Log an outage, and return the 503 for it (RFC 9110 §15.6.4)."""
-    log.error("%s is not available: %s", what, " ".join(str(error).split()))
-    return HTTPError(503, f"{what} is not available; try again soon", retry_after="1")
-
-
-@app.install
-def handle_exceptions(callback):
-    """Turn exceptions into errors: 400 or 409 for bad input, 503 for an outage, 500 for a bug.
-
-    An outage or a bug closes the connection, so that the next request opens a new one.
-    """
-
-    def wrapper(**arguments):
-        try:
-            return callback(**arguments)
-        except HTTPResponse:
-            raise
-        except models.UploadError as error:
-            rows = [{"row": number, "error": message} for number, message in error.rows[:MAX_ERRORS]]
-            raise HTTPError(409 if error.conflict else 400, {"error": str(error), "rows": rows}) from None
-        except ValidationError as error:
-            raise HTTPError(400, str(error)) from None
-        except limits.errors.StorageError as error:
-            raise unavailable("the login limit's storage", error.storage_error) from None
-        except Exception as error:
-            models.database.close()
-            if models.is_outage(error):
-                raise unavailable("the database", error) from None
-            log.exception("unexpected error")
-            raise HTTPError(500, "Internal Server Error") from None
-
-    return wrapper
-
-
-EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, WWW-Authenticate, X-Total-Count"
-REQUESTED_HEADERS = "HTTP_ACCESS_CONTROL_REQUEST_HEADERS"
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",  # a URL can hold a token
-    "Cache-Control": "private, no-cache",  # only the client may keep it, and must revalidate (RFC 9111 §5.2.2)
-}
-
-
-@app.hook("after_request")
-def add_headers():
-    """Add the HEADERS that the response lacks."""
-    headers = response.headers.dict  # set_header costs four times as much (measured)
-    for name, value in HEADERS.items():
-        headers.setdefault(name, [value])
-
-
-def allow_origin():
-    """Let the pages of CORS_ORIGINS read every response, errors included (Fetch standard, CORS protocol)."""
-    response.set_header("Vary", "Accept, Origin")
-    origin = request.environ.get("HTTP_ORIGIN", "")
-    if origin and (origin in allowed_origins or "*" in allowed_origins):
-        response.set_header("Access-Control-Allow-Origin", origin)
-        response.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
-        if request.method == "OPTIONS":
-            response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
-            response.set_header("Access-Control-Allow-Headers", request.environ.get(REQUESTED_HEADERS, "Authorization"))
-            response.set_header("Access-Control-Max-Age", "600")  # seconds
-
-
-def trust_proxy():
-    """Take the client's address, without its port, from the end of X-Forwarded-For, where TRUSTED_PROXY appends it."""
-    environ = request.environ
-    if trusted_proxy in ("*", environ.get("REMOTE_ADDR")):
-        forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip(' \t"')
-        address = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]+):\d+$", r"\1\3", forwarded)  # [v6]:port or v4:port
-        with contextlib.suppress(ValueError):
-            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(address))
-
-
-@app.hook("before_request")
-def refuse_invalid_path():
-    """Refuse a path with NUL, which no database stores, or that is not UTF-8, from which Bottle would drop bytes."""
-    path = request.environ["bottle.raw_path"]
-    if "\0" in path or (not path.isascii() and path.encode("latin1") != request.environ["PATH_INFO"].encode()):
-        raise HTTPError(400, "the path must be percent-encoded UTF-8 without NUL")
-
-
-if allowed_origins:
-    app.add_hook("after_request", allow_origin)
-if trusted_proxy:
-    app.add_hook("before_request", trust_proxy)
-if models.POOLED:
-    app.add_hook("after_request", models.database.close)  # returns the connection to the pool
-
-# -- Request parsing ---------------------------------------------------------------------------------------------------
-
-MAX_BODY = 16 * 1024 * 1024  # bytes
-MAX_ROWS, MAX_ERRORS = 400_000, 100  # courses in an upload, and bad rows that a response names
-JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlencoded"
-ORDER = Literal["id", "code", "name", "instructor", "-id", "-code", "-name", "-instructor"]
-TEXT = Annotated[str, Meta(pattern=f"^{models.RULES['name'][0]}$")]
-CURSOR = Annotated[str, Meta(pattern=r"^-?(id|code|name|instructor):[0-9]{1,18}:[^\x00]*$")]
-PARAMETERS = {  # the type of each query parameter, and its rule in words
-    "q": (TEXT, models.RULES["name"][1]),
-    "instructor": (TEXT, models.RULES["name"][1]),
-    "sort": (ORDER, "id, code, name or instructor, with - in front for descending order"),
-    "limit": (Annotated[int, Meta(ge=1, le=1000)], "a whole number from 1 to 1000"),
-    "offset": (Annotated[int, Meta(ge=0, le=10**12)], "a whole number, 0 or more"),
-    "after": (CURSOR, "copied from the link to the next page"),
-    "update": (Annotated[str, Meta(pattern="^(?i:true|false)$")], "true or false"),
-}
-LIST_PARAMETERS = ("q", "instructor", "sort", "limit", "offset", "after")
-
-
-def abort_unless(condition, message):
-    """Raise 400 with the message unless the condition holds."""
-    if not condition:
-        raise HTTPError(400, message)
-
-
-def parse_query(known):
-    """Return the query's parameters that are not blank; raise 400 for an unknown, repeated or invalid one."""
-    params = {}
-    if not request.environ.get("QUERY_STRING"):
-        return params
-    try:
-        pairs = [(name, text) for name, text in request.query.decode().allitems() if name != "token"]
-        for name, text in pairs:
-            use = f"use {', '.join(known)}" if known else "this path takes none but token"
-            abort_unless(name in known, f"there is no parameter {name}; {use}")
-            abort_unless(name not in params, f"the parameter {name} is repeated; send it once")
-            kind, rule = PARAMETERS[name]
-            if text.strip():  # a cursor can end in a blank, as the course does that it names
-                params[name] = msgspec.convert(text if name == "after" else text.strip(), kind, strict=False)
-    except msgspec.ValidationError:
-        raise HTTPError(400, f"{name} must be {rule}") from None
-    except UnicodeDecodeError:
-        raise HTTPError(400, "the query must be percent-encoded UTF-8") from None
-    return params
-
-
-def read_body(*content_types):
-    """Return the body's content type, one of these, and its bytes.
-
-    Raises 415 for another type or a Content-Encoding, 413 for more than MAX_BODY bytes, 400 for a truncated body.
-    """
-    content_type = request.content_type.partition(";")[0].strip()
-    if content_type not in content_types:
-        raise HTTPError(415, f"send the header Content-Type: {' or '.join(content_types)}, and the body in that form")
-    if "HTTP_CONTENT_ENCODING" in request.environ:  # RFC 9110 §8.4
-        raise HTTPError(415, "send the body uncompressed, without Content-Encoding", accept_encoding="identity")
-    limit, has_end = MAX_BODY + 1, request.environ.get("wsgi.input_terminated")  # by a server that decodes chunks
-    try:
-        length = request.content_length  # -1 if unknown, as with chunks
-        body = request.environ["wsgi.input"].read(limit if has_end else min(max(length, 0), limit))
-    except Exception:  # noqa: BLE001 (each server raises its own for a bad chunk or a client that has gone)
-        raise HTTPError(400, "the body cannot be read, or is cut short") from None
-    if len(body) == limit:
-        raise HTTPError(413, f"the body is larger than {MAX_BODY} bytes")
-    abort_unless(len(body) >= length, "the body is shorter than its Content-Length")
-    return content_type, body
-
-
-def decode_json(body):
-    """Return the value of a JSON body; raise 400 if it is not JSON in UTF-8."""
-    try:
-        return msgspec.json.decode(body.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise HTTPError(400, "the body is not UTF-8 text") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise HTTPError(400, f"the body is not JSON: {error}") from None
-
-
-def clean_fields(document, *fields):
-    """Return the fields that an object has; raise 400 if it is not an object, ValidationError for a bad field."""
-    abort_unless(isinstance(document, dict), "the body must be a JSON object")
-    return {field: clean(field, document[field]) for field in fields if field in document}
-
-
-def prefers(media_type, over):
-    """Return whether Accept rates one media type above another, wildcards included (RFC 9110 §12.5.1)."""
-    accept = request.environ.get("HTTP_ACCEPT", "").lower()
-    rates = dict(re.findall(r"([^\s,;]+)\s*(?:;[^,]*?\bq=([01](?:\.\d{0,3})?))?[^,]*", accept))
-
-    def rate(wanted):
-        ranges = (wanted, wanted.partition("/")[0] + "/*", "*/*")
-        return next((float(rates[name] or 1) for name in ranges if name in rates), 0)
-
-    return rate(media_type) > rate(over)
-
-
-# -- Tokens and the JWT plugin -----------------------------------------------------------------------------------------
-
-REASONS = {  # PyJWT's own messages can quote the token, and must not reach a header
-    jwt.ExpiredSignatureError: "the token has expired; log in again",
-    jwt.ImmatureSignatureError: "the token is not valid yet",
-    jwt.InvalidAlgorithmError: "the token is not signed with HS256",
-    jwt.InvalidSignatureError: "the token is not signed with this API's key",
-    jwt.MissingRequiredClaimError: "the token lacks sub, iat or exp",
-}
-CLOCK_SKEW = 5  # seconds that the clocks of several machines may differ
-
-
-@functools.cache
-def signing_key():
-    """Return the key that signs the tokens: SECRET_KEY, or the one in the database."""
-    return SECRET_KEY or models.SigningKey.get_key().encode()
-
-
-def make_token(username):
-    """Return a token (RFC 7519) for a user that expires in TOKEN_SECONDS."""
-    signing_key.cache_clear()  # a restored backup has a key of its own
-    now = int(time.time())
-    claims = {"sub": username, "iat": now, "exp": now + TOKEN_SECONDS}
-    return jwt.encode(claims, signing_key(), algorithm="HS256")
-
-
-@functools.lru_cache(maxsize=1024)
-def verify_token(token, key):
-    """Return the user name and expiry, in Unix time, of a token of ours; raise jwt.InvalidTokenError for any other.
-
-    Good tokens are cached, since a signature never changes. The expiry is checked on every request.
-    """
-    if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII):  # base64url without padding (RFC 7515 §2)
-        raise jwt.DecodeError
-    options = {"require": ["sub", "iat", "exp"]}
-    claims = jwt.decode(token, key, algorithms=["HS256"], options=options, leeway=CLOCK_SKEW)
-    if isinstance(claims["exp"], str) or isinstance(claims["iat"], str):  # numbers (RFC 7519 §2), but PyJWT takes them
-        raise jwt.DecodeError
-    return claims["sub"], int(claims["exp"])
-
-
-def unauthorized(reason, error="invalid_token"):
-    """Return the 401 for a bad token, or for a missing one, which gets no error code (RFC 6750 §3.1)."""
-    challenge = f'Bearer error="{error}", error_description="{reason}"' if error else "Bearer"
-    return HTTPError(401, {"error": "Invalid token", "reason": reason}, www_authenticate=challenge)
-
-
-def authenticate():
-    """Return the user of the request's token, or None if there is no token.
-
-    Raises 401 if it is bad or has expired, 400 if there are two (RFC 6750 §2).
-    """
-    scheme, _, credentials = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    tokens = list(filter(None, request.query.getall("token"))) if request.environ.get("QUERY_STRING") else []
-    if scheme.lower() == "bearer":
-        tokens.append(credentials.strip())
-    if not tokens:
-        return None
-    if len(tokens) > 1:
-        message = "send one token, either as ?token= or in the Authorization header"
-        raise HTTPError(400, message, www_authenticate='Bearer error="invalid_request"')
-    try:
-        username, expiry = verify_token(tokens[0], signing_key())
-        if expiry <= time.time():
-            raise jwt.ExpiredSignatureError
-    except jwt.InvalidTokenError as error:
-        raise unauthorized(REASONS.get(type(error), "the token is malformed")) from None
-    request.environ["REMOTE_USER"] = username
-    return username
-
-
-def check_role(username):
-    """Raise 401 if the user no longer exists, 403 if the user may only read (RFC 6750 §3.1)."""
-    user = User.lock_user(username)
-    if not user:
-        raise unauthorized("the user no longer exists")
-    if user.read_only:
-        challenge = 'Bearer error="insufficient_scope"'
-        raise HTTPError(403, f"user {username} may only read", www_authenticate=challenge)
-
-
-class JWTPlugin:
-    """Requires a token on every route that is not public.
-
-    Routes then get the path's arguments and the query's parameters; those that write also get `by`, the token's user.
-    The statement that writes checks this user's role, so the role is looked up here only when a write has failed.
-    """
-
-    name, api = "jwt", 2
-
-    def apply(self, callback, route):
-        if route.config.get("public"):
-            return callback
-        reads, known = route.method == "GET", route.config.get("parameters", ())
-
-        def wrapper(**arguments):
-            username = authenticate()
-            if not (username or (reads and PUBLIC_READ)):
-                raise unauthorized("send a token as ?token= or in the Authorization header", error="")
-            if reads:
-                return callback(**arguments, **parse_query(known))
-            try:
-                return callback(**arguments, **parse_query(known), by=username)
-            except (HTTPError, ValidationError):
-                check_role(username)
-                raise
-
-        return wrapper
-
-
-app.install(JWTPlugin())
-
-# -- Login -------------------------------------------------------------------------------------------------------------
-
-MAX_LOGINS = 16  # at a time; their passwords are hashed one after the other
-ADDRESS_LIMIT = type(LOGIN_LIMIT)(10 * LOGIN_LIMIT.amount, LOGIN_LIMIT.multiples)
-throttle = limits.strategies.MovingWindowRateLimiter(storage)
-login_slots, hashing = threading.BoundedSemaphore(MAX_LOGINS), threading.Lock()
-
-
-def client_network():
-    """Return the client's address; of IPv6 its network of 64 bits, all of which a client has (RFC 6177 §2)."""
-    address = request.environ.get("REMOTE_ADDR", "")
-    with contextlib.suppress(ValueError):
-        ip = ipaddress.IPv6Address(address)
-        return str(ip.ipv4_mapped or ipaddress.IPv6Network((ip, 64), strict=False))
-    return address
-
-
-def check_throttle(keys):
-    """Raise 429 if any key, a limit and what it counts, has reached its limit."""
-    for key in keys:
-        if not throttle.test(*key):
-            seconds = max(1, math.ceil(throttle.get_window_stats(*key).reset_time - time.time()))
-            raise HTTPError(429, f"too many failed logins; try again in {seconds} seconds", retry_after=str(seconds))
-
-
-def check_password(username, password):
-    """Raise 400 for a wrong name or password, 429 after too many of them, 503 for too many logins at once.
-
-    One password is hashed at a time, which leaves the other cores and threads to other requests.
-    """
-    address = client_network()
-    keys = ((LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
-    check_throttle(keys)
-    if not login_slots.acquire(blocking=False):
-        raise HTTPError(503, "too many logins at once; try again soon", retry_after="1")
-    try:
-        with hashing:
-            check_throttle(keys)  # others may have failed while this one waited
-            if not User.match_user(username, password):
-                for key in keys:
-                    throttle.hit(*key)
-                raise HTTPError(400, "username or password is not correct")
-    finally:
-        login_slots.release()
-
-
-def parse_form(body):
-    """Return the fields of a form; raise 415 if it is JSON, which curl sends as a form without the header."""
-    if body.lstrip().startswith(b"{"):
-        raise HTTPError(415, "this is JSON, not a form; send the header Content-Type: application/json")
-    try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20))
-    except ValueError:
-        raise HTTPError(400, "the body is not a form in UTF-8") from None
-
-
-@app.post("/login", public=True)
-def log_in():
-    """Exchange a user name and a password, in JSON or a form (RFC 6749 §4.3.2), for a token, bare or in JSON."""
-    content_type, body = read_body(JSON, FORM)
-    document = decode_json(body) if content_type == JSON else parse_form(body)
-    login = clean_fields(document, "username", "password")
-    abort_unless(len(login) == 2, "username and password must be provided")
-    check_password(**login)
-    request.environ["REMOTE_USER"] = login["username"]  # for the access log
-    token = make_token(login["username"])
-    response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
-    if prefers(JSON, over="text/plain") or (content_type == FORM and "grant_type" in document):
-        return msgspec.json.encode({"access_token": token, "token_type": "Bearer", "expires_in": TOKEN_SECONDS})
-    response.content_type = "text/plain"
-    return token
-
-
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
-CHANGED = "the course has changed; GET it again, and send its new ETag in If-Match"
-EXISTS = "the course exists, and If-None-Match names it; leave out that header to change it"
-EITHER = "Course name or instructor's name must be provided"
 
-
-def url(path):
-    """Return a path as the client sees it, below URL_PREFIX and percent-encoded (RFC 3986 §3.3)."""
-    return quote(request.environ.get("SCRIPT_NAME", ""), encoding="latin1") + quote(path, safe="/!$&'()*+,;=:@")
-
-
-def empty_response(status, path):
-    """Return an empty response with the Location of a path."""
-    response.status = status
-    response.set_header("Location", url(path))
-    response.content_type = "text/plain"
-    return b""
-
-
-def make_etag(body):
-    """Return the strong validator of a body (RFC 9110 §8.8.1)."""
-    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-
-
-def matches(condition, etag):
-    """Return whether a header names an ETag, strong or weakened by a compressing proxy, or any with `*`."""
-    return condition.strip() == "*" or etag in re.findall(r'"[^"]*"', condition)
-
-
-def conditional_response(body):
-    """Return a body with its ETag, or 304 if the client already has it (RFC 9110 §13.1.2)."""
-    etag = make_etag(body)
-    response.set_header("ETag", etag)
-    if matches(request.environ.get("HTTP_IF_NONE_MATCH", ""), etag):
-        response.status = 304
-        return b""
-    return body
-
-
-def unknown_code():
-    """Return the error for a code of no course: 400 to DELETE, as the tutorial has it, else 404."""
-    return HTTPError(400 if request.method == "DELETE" else 404, "Course code is not found in the courses")
-
-
-def load_course(code):
-    """Return a course as JSON; raise the error for an unknown code."""
-    course = Course.get_json(code)
-    if not course:
-        raise unknown_code()
-    return course
-
-
-def check_conditions(code):
-    """Return the course that met the conditions, or None if there are none; raise 412 if one fails (RFC 9110 §13.1).
-
-    The write then requires the course to be unchanged, so that nothing can come between.
-    """
-    if_match = request.environ.get("HTTP_IF_MATCH", "*")
-    if_none_match = request.environ.get("HTTP_IF_NONE_MATCH", "")
-    if (if_match, if_none_match) == ("*", ""):
-        return None
-    course = load_course(code)
-    etag = make_etag(course)
-    if matches(if_none_match, etag):
-        raise HTTPError(412, EXISTS)
-    if not matches(if_match, etag):
-        raise HTTPError(412, CHANGED)
-    return msgspec.json.decode(course)
-
-
-def pagination_links(total, cursor, limit, offset):
-    """Return the Link header of a page (RFC 8288), without last and prev if it was reached by a cursor."""
-    changes = {"first": {}}
-    if total is not None:
-        changes["last"] = {"offset": max(total - 1, 0) // limit * limit}
-    if total is not None and offset:
-        changes["prev"] = {"offset": max(min(offset - limit, changes["last"]["offset"]), 0)}
-    if cursor:
-        changes["next"] = {"after": cursor}
-    query = request.query.decode().items()
-    kept = {name: text.strip() for name, text in query if name not in ("after", "offset") and text.strip()}
-    path = url("/courses")
-    return ", ".join(f'<{path}?{urlencode(kept | change)}>; rel="{rel}"' for rel, change in changes.items())
-
-
-@app.get(["/courses", "/courses/"], parameters=LIST_PARAMETERS)
-def list_courses(sort="id", limit=0, offset=0, after="", **filters):
+@app.get(["/courses", "/courses/"], parameters=["q", *FILTERS, "sort", "limit", "offset", "after"])
+def list_courses(q="", sort="id", limit=0, offset=0, after=None, **filters):
     """List the courses that the query asks for; by default all, in the order they were added."""
-    abort_unless(not after or after.startswith(f"{sort}:"), "after belongs to another sort; send both as in the link")
-    total, courses, cursor = Course.get_page(sort=sort, limit=limit, offset=offset, after=after, **filters)
-    response.set_header("Vary", "Accept")
-    if total is not None:
-        response.set_header("X-Total-Count", str(total))
-    if limit:
-        response.set_header("Link", pagination_links(total, cursor, limit, offset))
+    if after and after.sort != sort:
+        raise HTTPError(400, "after belongs to another sort; send both as in the link")
+    total, courses, cursor = Course.get_page(q, sort, limit, offset, after, **filters)
+    set_list_headers(total, cursor, limit, offset)
     if prefers(CSV, over=JSON):
         response.content_type = "text/csv; charset=utf-8; header=present"
-        return conditional_response(models.make_csv(courses))
+        return conditional_response(course_files.make_csv(courses))
     return conditional_response(b'{"courses": %b}' % courses)
 
 
@@ -600,86 +66,103 @@ def get_course(code):
     return conditional_response(load_course(code))
 
 
-def parse_upload(content_type, body):
-    """Return the rows of an upload by number, and what the numbers count: lines, rows, or just one course."""
-    if content_type == CSV:
-        _, _, charset = request.content_type.partition("charset=")
-        text = models.decode_text(body, charset.partition(";")[0].strip(' "'))
-        return models.read_csv(text, MAX_ROWS), "line"
-    document = decode_json(body)
-    if isinstance(document, dict) and isinstance(document.get("courses"), list):  # as GET /courses returns it
-        document = document["courses"]
-    if not isinstance(document, list):
-        return {1: document}, "course"
-    abort_unless(len(document) <= MAX_ROWS, f"there are more than {MAX_ROWS} rows; send them in several requests")
-    return dict(enumerate(document, 1)), "row"
-
-
-def check_role_last(username, courses):
-    """Pass on courses to store, and check the role again in their transaction, which can take seconds."""
-    yield from courses
-    check_role(username)
-
-
 @app.post(["/courses", "/courses/"], parameters=["update"])
-def add_courses(by, update="false"):
+def add_courses(by, update=False):
     """Add one course, or many, all or none, from JSON or CSV; with `update`, change those that exist."""
     rows, unit = parse_upload(*read_body(JSON, CSV))
-    updates = update.lower() == "true"
-    if unit == "course" and not updates:
+    if unit == "course" and not update:
         return add_course(rows[1], by)
-    check_role(by)
-    created, updated, _ = Course.add_courses(rows, updates, unit, watch=functools.partial(check_role_last, by))
-    response.status = 200 if updates else 201
-    return msgspec.json.encode({"created": created} | ({"updated": updated} if updates else {}))
+    counts = Course.add_courses(rows, update, unit, by)
+    if not counts:
+        raise role_error(by) or role_changed()
+    created, updated, _ = counts
+    response.status = 200 if update else 201
+    return msgspec.json.encode({"created": created} | ({"updated": updated} if update else {}))
 
 
-def add_course(row, by):
+def add_course(document, by):
     """Add one course, a JSON object."""
-    code, name, instructor = models.check_row(row)
+    course = models.clean_course(document)
     try:
-        while not Course.add_course(code=code, instructor=instructor, name=name, by=by):
-            check_role(by)  # raises 401 or 403, unless the role has changed since
-    except peewee.IntegrityError:
-        raise HTTPError(409, f"Course code {code} is in the courses already") from None
-    return empty_response(201, f"/courses/{code}")
+        if not Course.insert_course(course, by):
+            raise role_error(by) or role_changed()
+    except peewee.IntegrityError as error:
+        if not db.is_duplicate(error, "courses", "code"):
+            raise
+        raise HTTPError(409, f"Course code {course['code']} is in the courses already") from None
+    return empty_response(201, f"/courses/{course['code']}")
 
 
-@app.route("/courses/<code>", method=["PUT", "PATCH"])
+@app.put("/courses/<code>")
+def replace_course(code, by):
+    """Set a course's fields; those that have a default may be left out, and then stay as they are."""
+    change = parse_change()
+    if not all(name in change for name in models.REQUIRED):
+        raise HTTPError(400, models.missing("and"))
+    return change_course(code, change, by)
+
+
+@app.route("/courses/<code>", method="PATCH")
 def update_course(code, by):
-    """Set a course's name and instructor, or with PATCH either of them."""
-    _, body = read_body(JSON)
-    change = clean_fields(decode_json(body), "name", "instructor")
-    abort_unless(change or request.method == "PUT", EITHER)
-    abort_unless(len(change) == 2 or request.method == "PATCH", models.NAMES_MISSING)
-    old = check_conditions(code)
-    if not Course.update_course(code, old=old, by=by, **change):
-        raise HTTPError(412, CHANGED) if old else unknown_code()
+    """Set one or more of a course's fields."""
+    change = parse_change()
+    if not change:
+        raise HTTPError(400, models.missing("or"))
+    return change_course(code, change, by)
+
+
+def change_course(code, change, by):
+    """Change a course that meets the request's conditions."""
+    old = load_for_conditions(code)
+    if not Course.change_course(code, change, old, by):
+        raise refused_write(by, old)
     return empty_response(204, f"/courses/{code}")
 
 
 @app.delete("/courses/<code>")
 def delete_course(code, by):
     """Delete a course."""
-    old = check_conditions(code)
+    old = load_for_conditions(code)
     if not Course.delete_course(code, old, by):
-        raise HTTPError(412, CHANGED) if old else unknown_code()
+        raise refused_write(by, old)
     return empty_response(204, "/courses/")
+
+
+# -- Login -------------------------------------------------------------------------------------------------------------
+
+
+@app.post("/login", public=True)
+def log_in():
+    """Exchange a user name and a password, in JSON or a form (RFC 6749 §4.3.2), for a token, bare or in JSON."""
+    content_type, body = read_body(JSON, FORM)
+    document = parse_object(body) if content_type == JSON else parse_form(body)
+    username, password = parse_login(document)
+    check_password(username, password)
+    request.environ["REMOTE_USER"] = username  # for the access log
+    token = make_token(username)
+    response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
+    if prefers(JSON, over="text/plain") or (content_type == FORM and "grant_type" in document):
+        return msgspec.json.encode(
+            {"access_token": token, "token_type": "Bearer", "expires_in": settings.TOKEN_SECONDS}
+        )
+    response.content_type = "text/plain"
+    return token
 
 
 # -- Docs and health ---------------------------------------------------------------------------------------------------
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+DOCS = pathlib.Path(__file__).with_name("docs")
 SWAGGER = importlib.util.find_spec("offapi").submodule_search_locations[0]  # importing it would read 9 MB
 FILES = {  # of each path: the folder, the name, the media type
-    "/docs": (f"{HERE}/docs", "index.html", "text/html"),
+    "/docs": (DOCS, "index.html", "text/html"),
+    "/docs/docs.js": (DOCS, "docs.js", "text/javascript"),
     "/docs/swagger_bundle.js": (SWAGGER, "swagger_bundle.js", "text/javascript"),
     "/docs/swagger_style.css": (SWAGGER, "swagger_style.css", "text/css"),
-    "/openapi.yaml": (f"{HERE}/docs", "openapi.yaml", "application/yaml"),  # RFC 9512
+    "/openapi.yaml": (DOCS, "openapi.yaml", "application/yaml"),  # RFC 9512
 }
-DOCS_POLICY = (  # Content Security Policy, level 3; the hash is of the script in index.html
-    "default-src 'none'; script-src 'self' 'sha256-hZGEg+vp3xPZVTckI9g7si6tuJCXj33kyvSU7zB6xig='; style-src 'self'; "
-    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+DOCS_POLICY = (  # Content Security Policy, level 3
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -707,209 +190,625 @@ def get_health():
     return '{"status": "ok"}'
 
 
-# -- The server and main -----------------------------------------------------------------------------------------------
+# -- Tokens and the JWT plugin -----------------------------------------------------------------------------------------
 
-MAX_CONNECTIONS = 2000
-MAX_BLANKS = 1000  # in the headers of a request, for which waitress takes quadratic time
-LIMITS = {
-    "channel_timeout": 30,  # seconds an idle connection stays open
-    "max_request_header_size": 32 * 1024,  # bytes
-    "max_request_body_size": MAX_BODY + 1,  # bytes; what reaches this is refused
-    "inbuf_overflow": MAX_BODY + 1,  # bytes; more would go to a file, and the disk may be read-only
-    "outbuf_overflow": 2**30,
-    "ident": None,  # no Server header
-    "clear_untrusted_proxy_headers": False,  # trust_proxy() reads the only one
+REASONS = {  # PyJWT's own messages can quote the token, and must not reach a header
+    jwt.ExpiredSignatureError: "the token has expired; log in again",
+    jwt.ImmatureSignatureError: "the token is not valid yet",
+    jwt.InvalidAlgorithmError: "the token is not signed with HS256",
+    jwt.InvalidSignatureError: "the token is not signed with this API's key",
+    jwt.MissingRequiredClaimError: "the token lacks sub, iat or exp",
 }
-LINGER_SECONDS = 0.5  # after SIGTERM, open connections may still send a request
-DRAIN_SECONDS = models.BUSY_SECONDS + 3  # and requests have this long to finish; Docker kills after 10
-QUICK_PATH = re.compile(r"/courses/[^/]+")
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-access_log = collections.deque()  # lines to write in batches, which takes a tenth off each request (measured)
-quick_channels = collections.deque()  # whose requests the main thread is to answer
-dispatcher, login_dispatcher = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
-stopping = threading.Event()
+CLOCK_SKEW = 5  # seconds that the clocks of several machines may differ
 
 
-class Task(WSGITask):
-    def set_close_on_finish(self):
-        """Close if the request asks for it; waitress would also close after a 204, which has no length."""
-        must_close = self.version == "1.0" or self.request.headers.get("CONNECTION", "").lower() == "close"
-        if must_close or self.has_body:
-            super().set_close_on_finish()
+class JWTPlugin:
+    """Requires a token on every route that is not public; a route that writes gets its user as the argument `by`."""
 
-    def service(self):
-        """Respond, and log the request without its query and headers, which can hold a token."""
-        try:
-            super().service()
-        finally:
-            environ = self.environ or {"REMOTE_ADDR": self.channel.addr[0]}
-            method, path = getattr(self.request, "command", "-"), getattr(self.request, "path", "-")
-            level = "DEBUG" if path in ("/health", f"{URL_PREFIX}/health") else "INFO"
-            if log.isEnabledFor(getattr(logging, level)):
-                begin = time.strftime(TIME_FORMAT, time.gmtime(self.start_time))
-                user, path = quote(environ.get("REMOTE_USER", "-")), quote(path, encoding="latin1")
-                size = self.content_length if self.has_body and method != "HEAD" else 0
-                milliseconds = (time.time() - self.start_time) * 1000
-                client, status = environ["REMOTE_ADDR"], f"{self.status[:3]} {size or 0} bytes {milliseconds:.1f} ms"
-                access_log.append(f"{begin} {level} {client} {user} {method} {path} {status}")
+    name, api = "jwt", 2
+
+    def apply(self, callback, route):
+        if route.config.get("public"):
+            return callback
+        reads = route.method == "GET"
+
+        def wrapper(**arguments):
+            username = authenticate()
+            if not (username or (reads and settings.PUBLIC_READ)):
+                raise unauthorized("send a token as ?token= or in the Authorization header", error="")
+            return callback(**arguments) if reads else callback(**arguments, by=username)
+
+        return wrapper
 
 
-class RefusalTask(Task):
-    complete = True  # as waitress' own ErrorTask
+def authenticate():
+    """Return the user of the request's token, or None if there is no token.
 
-    def execute(self):
-        """Respond with JSON to a request that waitress refuses."""
-        error = self.request.error
-        body = msgspec.json.encode({"error": f"{error.reason}: {error.body}"})
-        self.status, self.content_length = f"{error.code} {error.reason}", len(body)
-        self.response_headers += [("Content-Type", "application/json"), *HEADERS.items()]
-        self.set_close_on_finish()
-        self.write(body)
-
-
-class Parser(HTTPRequestParser):
-    def parse_header(self, header_plus):
-        """Refuse headers that would take too long, or that a proxy could read differently (RFC 9112 §6.1)."""
-        if header_plus.count(b" ") + header_plus.count(b"\t") > MAX_BLANKS:
-            raise ParsingError("there are too many blanks in the headers")
-        try:
-            super().parse_header(header_plus)
-        except ValueError:
-            raise ParsingError("there is a bad number or address in the headers") from None
-        if b"transfer-encoding" in header_plus.lower() and not (self.chunked and "CONTENT_LENGTH" not in self.headers):
-            raise ParsingError("Transfer-Encoding must be chunked and without Content-Length, in HTTP/1.1")
-
-
-class Channel(HTTPChannel):
-    task_class, error_task_class, parser_class = Task, RefusalTask, Parser
-
-
-class Server(TcpWSGIServer):
-    """Leaves one indexed read of SQLite to the main thread, which reads all requests, and the rest to other threads.
-
-    Handing such a request, and the interpreter's lock, to another thread takes longer than the request (measured).
-    Logins, which wait for each other, have threads of their own.
+    Raises 401 if it is bad or has expired, 400 if there are two (RFC 6750 §2).
     """
-
-    channel_class = Channel
-
-    def set_socket_options(self, connection):
-        """Let Linux hang up on a client that reads nothing; waitress would wait while it has requests."""
-        super().set_socket_options(connection)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * self.adj.channel_timeout)
-
-    def add_task(self, channel):
-        request = channel.requests[0]
-        if stopping.is_set():
-            request.headers["CONNECTION"] = "close"
-        path = "" if request.error else request.path.removeprefix(URL_PREFIX)
-        is_quick = QUICK_PATH.fullmatch(path) and request.command == "GET" and models.READS_NEVER_WAIT
-        if is_quick and threading.current_thread() is threading.main_thread():
-            quick_channels.append(channel)
-        elif path == "/login":
-            login_dispatcher.add_task(channel)
-        else:
-            super().add_task(channel)
-
-
-def poll(sockets, seconds):
-    """Serve what comes within this time, and write the access log."""
-    wasyncore.loop(seconds, use_poll=True, map=sockets, count=1)
-    while quick_channels:
-        try:
-            quick_channels.popleft().service()
-        except Exception:
-            log.exception("unexpected error")  # as waitress' threads do
-    lines = [access_log.popleft() for _ in range(len(access_log))]
-    if lines:
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop the service
-            print(*lines, sep="\n", flush=True)
-
-
-def serve(servers, sockets):
-    """Serve until SIGTERM or Ctrl-C; then answer what has been accepted, and close each connection once it is idle.
-
-    A second signal stops at once.
-    """
-
-    def stop(number, _frame):
-        signal.signal(number, signal.SIG_DFL)
-        stopping.set()
-        servers[0].trigger.pull_trigger()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(HOST, f"[{HOST}]" if ":" in HOST else HOST)  # noqa: S104
-    address = f"http://{host}:{servers[0].effective_port}{URL_PREFIX}"  # that a browser on this machine takes
-    log.info("Serving %s on %s; press Ctrl-C to stop", models.DATABASE_NAME, address)
-    while not stopping.is_set():
-        poll(sockets, 1)
-    for server in servers:
-        for _ in range(server.adj.backlog):
-            server.handle_accept()
-        wasyncore.dispatcher.close(server)  # not server.close(), after which nothing could wake the loop
-    start, channels = time.monotonic(), True
-    while channels and time.monotonic() - start < DRAIN_SECONDS:
-        poll(sockets, 0.05)
-        channels = [channel for server in servers for channel in server.active_channels.values()]
-        for channel in channels:
-            is_idle = not (channel.request or channel.requests or channel.total_outbufs_len)
-            channel.will_close |= is_idle and time.monotonic() - start > LINGER_SECONDS
-    poll(sockets, 0)  # writes the last lines of the log
-    log.info("Stopped")
-
-
-def connection_limit():
-    """Allow an open file for each connection; return how many connections fit."""
+    scheme, _, credentials = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    tokens = list(filter(None, request.query.getall("token"))) if request.environ.get("QUERY_STRING") else []
+    if scheme.lower() == "bearer":
+        tokens.append(credentials.strip())
+    if not tokens:
+        return None
+    if len(tokens) > 1:
+        message = "send one token, either as ?token= or in the Authorization header"
+        raise HTTPError(400, message, www_authenticate='Bearer error="invalid_request"')
     try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return MAX_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + 100  # the database and the docs need some
-    files = hard if 0 < hard < wanted else wanted  # "unlimited" is a negative number, or one that macOS does not take
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
-    return files - 100
+        username, expiry = verify_token(tokens[0], signing_key())
+        if expiry <= time.time():
+            raise jwt.ExpiredSignatureError
+    except jwt.InvalidTokenError as error:
+        raise unauthorized(REASONS.get(type(error), "the token is malformed")) from None
+    request.environ["REMOTE_USER"] = username
+    return username
+
+
+@functools.lru_cache(maxsize=1024)
+def verify_token(token, key):
+    """Return the user name and expiry, in Unix time, of a token of ours; raise jwt.InvalidTokenError for any other.
+
+    Good tokens are cached, since a signature never changes. The expiry is checked on every request.
+    """
+    if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII):  # base64url without padding (RFC 7515 §2)
+        raise jwt.DecodeError
+    options = {"require": ["sub", "iat", "exp"]}
+    claims = jwt.decode(token, key, algorithms=["HS256"], options=options, leeway=CLOCK_SKEW)
+    if isinstance(claims["exp"], str) or isinstance(claims["iat"], str):  # numbers (RFC 7519 §2), but PyJWT takes them
+        raise jwt.DecodeError
+    return claims["sub"], int(claims["exp"])
+
+
+def make_token(username):
+    """Return a token (RFC 7519) for a user that expires in TOKEN_SECONDS."""
+    signing_key.cache_clear()  # a restored backup has a key of its own
+    now = int(time.time())
+    claims = {"sub": username, "iat": now, "exp": now + settings.TOKEN_SECONDS}
+    return jwt.encode(claims, signing_key(), algorithm="HS256")
+
+
+@functools.cache
+def signing_key():
+    """Return the key that signs the tokens: SECRET_KEY, or the one in the database."""
+    return settings.SECRET_KEY or models.SigningKey.get_key().encode()
+
+
+def unauthorized(reason, error="invalid_token"):
+    """Return the 401 for a bad token, or for a missing one, which gets no error code (RFC 6750 §3.1)."""
+    challenge = f'Bearer error="{error}", error_description="{reason}"' if error else "Bearer"
+    return HTTPError(401, {"error": "Invalid token", "reason": reason}, www_authenticate=challenge)
+
+
+def role_error(by):
+    """Return why a user's write did nothing: 401 if the user is gone, 403 if read-only (RFC 6750 §3.1)."""
+    user = User.get_or_none(User.username == by)
+    if not user:
+        return unauthorized("the user no longer exists")
+    if user.read_only:
+        challenge = 'Bearer error="insufficient_scope"'
+        return HTTPError(403, f"user {by} may only read", www_authenticate=challenge)
+    return None
+
+
+def role_changed():
+    """Return the error for a write that did nothing although its user may write again by now."""
+    return HTTPError(503, "the user's role has just changed; send the request again", retry_after="1")
+
+
+# -- Passwords ---------------------------------------------------------------------------------------------------------
+
+MAX_LOGINS = 16  # at a time; their passwords are hashed one after the other
+ADDRESS_LIMIT = type(settings.LOGIN_LIMIT)(10 * settings.LOGIN_LIMIT.amount, settings.LOGIN_LIMIT.multiples)
+throttle = limits.strategies.MovingWindowRateLimiter(settings.LIMIT_STORAGE)
+login_slots, hashing = threading.BoundedSemaphore(MAX_LOGINS), threading.Lock()
+
+
+def parse_login(document):
+    """Return the user name and the password of a login; raise 400 if one is missing."""
+    fields = {"username": User.username, "password": User.password}
+    login = [field.clean(document[name]) for name, field in fields.items() if name in document]
+    if len(login) < 2:
+        raise HTTPError(400, "username and password must be provided")
+    return login
+
+
+def check_password(username, password):
+    """Raise 400 for a wrong name or password, 429 after too many of them, 503 for too many logins at once.
+
+    One password is hashed at a time, which leaves the other cores and threads to other requests.
+    """
+    address = client_network()
+    keys = ((settings.LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
+    check_throttle(keys)
+    if not login_slots.acquire(blocking=False):
+        raise HTTPError(503, "too many logins at once; try again soon", retry_after="1")
+    try:
+        with hashing:
+            check_throttle(keys)  # others may have failed while this one waited
+            if not User.match_user(username, password):
+                for key in keys:
+                    throttle.hit(*key)
+                raise HTTPError(400, "username or password is not correct")
+    finally:
+        login_slots.release()
+
+
+def check_throttle(keys):
+    """Raise 429 if any key, a limit and what it counts, has reached its limit."""
+    for key in keys:
+        if not throttle.test(*key):
+            seconds = max(1, math.ceil(throttle.get_window_stats(*key).reset_time - time.time()))
+            raise HTTPError(429, f"too many failed logins; try again in {seconds} seconds", retry_after=str(seconds))
+
+
+def client_network():
+    """Return the client's address; of IPv6 its network of 64 bits, all of which a client has (RFC 6177 §2)."""
+    address = request.environ.get("REMOTE_ADDR", "")
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.IPv6Address(address)
+        return str(ip.ipv4_mapped or ipaddress.IPv6Network((ip, 64), strict=False))
+    return address
+
+
+# -- Queries and bodies ------------------------------------------------------------------------------------------------
+
+MAX_BODY = 16 * 1024 * 1024  # bytes
+MAX_ROWS = 400_000  # courses in an upload
+
+
+TEXT = Text(1, FIELDS["name"].maximum)
+
+
+def one_of(*choices):
+    """Return a function that returns a text if it is one of the choices, and raises ValueError for any other."""
+    return lambda text: choices[choices.index(text)]
+
+
+def make_filter(field):
+    """Return how the parameter that filters by a field is parsed, and its rule; a blank text would not be given."""
+    field = Text(1, field.maximum) if isinstance(field, Text) else field
+    return field.parse, field.rule
+
+
+PARAMETERS = {  # of each query parameter: a function that returns its value or raises ValueError, and the rule in words
+    "q": (TEXT.parse, TEXT.rule),
+    **{name: make_filter(FIELDS[name]) for name in FILTERS},
+    "sort": (one_of(*SORTS), f"{join_words(['id', *FIELDS], 'or')}, with - in front for descending order"),
+    "limit": (WholeNumber(1, 1000).parse, "a whole number from 1 to 1000"),
+    "offset": (WholeNumber(0, 10**12).parse, "a whole number, 0 or more"),
+    "after": (Cursor.parse, "copied from the link to the next page"),
+    "update": (lambda text: one_of("false", "true")(text.lower()) == "true", "true or false"),
+}
+
+
+class QueryPlugin:
+    """Passes the query's parameters, of those that the route names, as arguments."""
+
+    name, api = "query", 2
+
+    def apply(self, callback, route):
+        if route.config.get("public"):
+            return callback
+        known = route.config.get("parameters", ())
+
+        def wrapper(**arguments):
+            if request.environ.get("QUERY_STRING"):
+                arguments |= parse_query(known)
+            return callback(**arguments)
+
+        return wrapper
+
+
+def parse_query(known):
+    """Return the query's parameters that are not blank; raise 400 for an unknown, repeated or invalid one."""
+    params = {}
+    for name, text in decode_query():
+        if name not in known:
+            use = f"use {', '.join(known)}" if known else "this path takes none but token"
+            raise HTTPError(400, f"there is no parameter {name}; {use}")
+        if name in params:
+            raise HTTPError(400, f"the parameter {name} is repeated; send it once")
+        parse, rule = PARAMETERS[name]
+        try:
+            if text.strip():  # a cursor can end in a blank, as the course does that it names
+                params[name] = parse(text if name == "after" else text.strip())
+        except ValueError:
+            raise HTTPError(400, f"{name} must be {rule}") from None
+    return params
+
+
+def decode_query():
+    """Return the names and texts of the query's parameters, without the token."""
+    try:
+        return [(name, text) for name, text in request.query.decode().allitems() if name != "token"]
+    except UnicodeDecodeError:
+        raise HTTPError(400, "the query must be percent-encoded UTF-8") from None
+
+
+def read_body(*content_types):
+    """Return the body's content type, one of these, and its bytes.
+
+    Raises 415 for another type or a Content-Encoding, 413 for more than MAX_BODY bytes, 400 for a truncated body.
+    """
+    content_type = request.content_type.partition(";")[0].strip()
+    if content_type not in content_types:
+        raise HTTPError(415, f"send the header Content-Type: {' or '.join(content_types)}, and the body in that form")
+    if "HTTP_CONTENT_ENCODING" in request.environ:  # RFC 9110 §8.4
+        raise HTTPError(415, "send the body uncompressed, without Content-Encoding", accept_encoding="identity")
+    limit, has_end = MAX_BODY + 1, request.environ.get("wsgi.input_terminated")  # by a server that decodes chunks
+    try:
+        length = request.content_length  # -1 if unknown, as with chunks
+        body = request.environ["wsgi.input"].read(limit if has_end else min(max(length, 0), limit))
+    except Exception:  # noqa: BLE001 (each server raises its own for a bad chunk or a client that has gone)
+        raise HTTPError(400, "the body cannot be read, or is cut short") from None
+    if len(body) == limit:
+        raise HTTPError(413, f"the body is larger than {MAX_BODY} bytes")
+    if len(body) < length:
+        raise HTTPError(400, "the body is shorter than its Content-Length")
+    return content_type, body
+
+
+def decode_json(body):
+    """Return the value of a JSON body; raise 400 if it is not JSON in UTF-8."""
+    try:
+        return msgspec.json.decode(body.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise HTTPError(400, "the body is not UTF-8 text") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise HTTPError(400, f"the body is not JSON: {error}") from None
+
+
+def parse_object(body):
+    """Return the object of a JSON body; raise 400 for any other value."""
+    document = decode_json(body)
+    if not isinstance(document, dict):
+        raise HTTPError(400, "the body must be a JSON object")
+    return document
+
+
+def parse_form(body):
+    """Return the fields of a form; raise 415 if it is JSON, which curl sends as a form without the header."""
+    if body.lstrip().startswith(b"{"):
+        raise HTTPError(415, "this is JSON, not a form; send the header Content-Type: application/json")
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20))
+    except ValueError:
+        raise HTTPError(400, "the body is not a form in UTF-8") from None
+
+
+def parse_change():
+    """Return the fields that a PUT or PATCH gives, checked."""
+    _, body = read_body(JSON)
+    return models.clean_fields(parse_object(body), CHANGEABLE)
+
+
+def parse_upload(content_type, body):
+    """Return the rows of an upload by number, and what the numbers count: lines, rows, or just one course."""
+    if content_type == CSV:
+        _, _, charset = request.content_type.partition("charset=")
+        text = course_files.decode_text(body, charset.partition(";")[0].strip(' "'))
+        return course_files.read_csv(text, MAX_ROWS), "line"
+    document = decode_json(body)
+    if isinstance(document, dict) and isinstance(document.get("courses"), list):  # as GET /courses returns it
+        document = document["courses"]
+    if not isinstance(document, list):
+        return {1: document}, "course"
+    if len(document) > MAX_ROWS:
+        raise HTTPError(400, f"there are more than {MAX_ROWS} rows; send them in several requests")
+    return dict(enumerate(document, 1)), "row"
+
+
+# -- Conditions and responses ------------------------------------------------------------------------------------------
+
+CHANGED = "the course has changed; GET it again, and send its new ETag in If-Match"
+EXISTS = "the course exists, and If-None-Match names it; leave out that header to change it"
+
+
+def make_etag(body):
+    """Return the strong validator of a body (RFC 9110 §8.8.1)."""
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+
+def matches(condition, etag):
+    """Return whether a header names an ETag, strong or weakened by a compressing proxy, or any with `*`."""
+    return condition.strip() == "*" or etag in re.findall(r'"[^"]*"', condition)
+
+
+def conditional_response(body):
+    """Return a body with its ETag, or 304 if the client already has it (RFC 9110 §13.1.2)."""
+    etag = make_etag(body)
+    response.set_header("ETag", etag)
+    if matches(request.environ.get("HTTP_IF_NONE_MATCH", ""), etag):
+        response.status = 304
+        return b""
+    return body
+
+
+def load_course(code):
+    """Return a course as JSON; raise the error for an unknown code."""
+    course = Course.get_json(code)
+    if not course:
+        raise unknown_code()
+    return course
+
+
+def load_for_conditions(code):
+    """Return the course that met the conditions, or None if there are none; raise 412 if one fails (RFC 9110 §13.1).
+
+    The write then requires the course to be unchanged, so that nothing can come between.
+    """
+    if_match = request.environ.get("HTTP_IF_MATCH", "*")
+    if_none_match = request.environ.get("HTTP_IF_NONE_MATCH", "")
+    if (if_match, if_none_match) == ("*", ""):
+        return None
+    course = load_course(code)
+    etag = make_etag(course)
+    if matches(if_none_match, etag):
+        raise HTTPError(412, EXISTS)
+    if not matches(if_match, etag):
+        raise HTTPError(412, CHANGED)
+    return msgspec.json.decode(course)
+
+
+def refused_write(by, old):
+    """Return why a change did nothing: the user may not write, the course has changed since `old`, or there is none."""
+    return role_error(by) or (HTTPError(412, CHANGED) if old else unknown_code())
+
+
+def unknown_code():
+    """Return the error for a code of no course: 400 to DELETE, as the tutorial has it, else 404."""
+    return HTTPError(400 if request.method == "DELETE" else 404, "Course code is not found in the courses")
+
+
+def empty_response(status, path):
+    """Return an empty response with the Location of a path."""
+    response.status = status
+    response.set_header("Location", url_of(path))
+    response.content_type = "text/plain"
+    return b""
+
+
+def url_of(path):
+    """Return a path as the client sees it, below URL_PREFIX and percent-encoded (RFC 3986 §3.3)."""
+    return quote(request.environ.get("SCRIPT_NAME", ""), encoding="latin1") + quote(path, safe="/!$&'()*+,;=:@")
+
+
+def set_list_headers(total, cursor, limit, offset):
+    """Set what a list says beside its body: the number of courses, unless it is None, and the links of a page."""
+    response.set_header("Vary", "Accept")
+    if total is not None:
+        response.set_header("X-Total-Count", str(total))
+    if limit:
+        response.set_header("Link", pagination_links(total, cursor, limit, offset))
+
+
+def pagination_links(total, cursor, limit, offset):
+    """Return the Link header of a page (RFC 8288), without last and prev if it was reached by a cursor."""
+    changes = {"first": {}}
+    if total is not None:
+        changes["last"] = {"offset": max(total - 1, 0) // limit * limit}
+    if total is not None and offset:
+        changes["prev"] = {"offset": max(min(offset - limit, changes["last"]["offset"]), 0)}
+    if cursor:
+        changes["next"] = {"after": str(cursor)}
+    query = request.query.decode().items()
+    kept = {name: text.strip() for name, text in query if name not in ("after", "offset") and text.strip()}
+    path = url_of("/courses")
+    return ", ".join(f'<{path}?{urlencode(kept | change)}>; rel="{rel}"' for rel, change in changes.items())
+
+
+def prefers(media_type, over):
+    """Return whether Accept rates one media type above another, wildcards included (RFC 9110 §12.5.1)."""
+    qualities = parse_accept(request.environ.get("HTTP_ACCEPT", ""))
+
+    def quality(wanted):
+        ranges = (wanted, wanted.partition("/")[0] + "/*", "*/*")
+        return next((qualities[name] for name in ranges if name in qualities), 0)
+
+    return quality(media_type) > quality(over)
+
+
+def parse_accept(header):
+    """Return the quality of each media range in an Accept header, 1 where it is not given or not a number."""
+    qualities = {}
+    for item in header.lower().split(","):
+        media_range, *parameters = [part.strip() for part in item.split(";")]
+        weights = [part.removeprefix("q=") for part in parameters if part.startswith("q=")]
+        is_number = weights and re.fullmatch(r"[01](\.\d{0,3})?", weights[0])
+        qualities[media_range.partition(" ")[0]] = float(weights[0]) if is_number else 1
+    return qualities
+
+
+# -- Errors and hooks --------------------------------------------------------------------------------------------------
+
+MAX_ERRORS = 100  # bad rows that a response names
+EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, WWW-Authenticate, X-Total-Count"
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # a URL can hold a token
+    "Cache-Control": "private, no-cache",  # only the client may keep it, and must revalidate (RFC 9111 §5.2.2)
+}
+
+
+class DatabasePlugin:
+    """Limits the time of a request's statements, and returns its connection to the pool; SQLite needs neither."""
+
+    name, api = "database", 2
+
+    def apply(self, callback, route):  # noqa: ARG002
+        if not db.pooled:
+            return callback
+
+        def wrapper(**arguments):
+            try:
+                with db.time_limit():
+                    return callback(**arguments)
+            finally:
+                db.close()
+
+        return wrapper
+
+
+def handle_exceptions(callback):
+    """Turn exceptions into errors: 400 or 409 for bad input, 503 for an outage, 500 for a bug.
+
+    An outage or a bug closes the connection, so that the next request opens a new one.
+    """
+
+    def wrapper(**arguments):
+        try:
+            return callback(**arguments)
+        except HTTPResponse:
+            raise
+        except models.UploadError as error:
+            rows = [{"row": number, "error": message} for number, message in error.rows[:MAX_ERRORS]]
+            raise HTTPError(409 if error.conflict else 400, {"error": str(error), "rows": rows}) from None
+        except ValidationError as error:
+            raise HTTPError(400, str(error)) from None
+        except limits.errors.StorageError as error:
+            raise unavailable("the login limit's storage", error.storage_error) from None
+        except Exception as error:
+            db.discard()
+            if isinstance(error, peewee.PeeweeException) and db.is_outage(error):
+                raise unavailable("the database", error) from None
+            log.exception("unexpected error")
+            raise HTTPError(500, "Internal Server Error") from None
+
+    return wrapper
+
+
+for plugin in (DatabasePlugin(), handle_exceptions, JWTPlugin(), QueryPlugin()):  # a request passes them in this order
+    app.install(plugin)
+
+
+def unavailable(what, error):
+    """Log an outage, and return the 503 for it (RFC 9110 §15.6.4)."""
+    log.error("%s is not available: %s", what, " ".join(str(error).split()))
+    return HTTPError(503, f"{what} is not available; try again soon", retry_after="1")
+
+
+def render_error(error):
+    """Return an error, Bottle's included, as JSON; its headers stay."""
+    if error.status_code == 405:
+        methods = complete_methods(error.headers["Allow"])
+        response.set_header("Allow", ", ".join(methods))
+        error.body = f"{request.method} is not allowed for {request.path}; use {' or '.join(methods)}"
+    return msgspec.json.encode(error.body if isinstance(error.body, dict) else {"error": error.body})
+
+
+app.default_error_handler = render_error
+
+
+def complete_methods(allowed):
+    """Return the methods of the routes for a path, with those that need no route."""
+    methods = {"OPTIONS", *allowed.split(",")}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+
+
+@app.hook("before_request")
+def refuse_invalid_path():
+    """Refuse a path with NUL, which no database stores, or that is not UTF-8, from which Bottle would drop bytes."""
+    path = request.environ["bottle.raw_path"]
+    if "\0" in path or (not path.isascii() and path.encode("latin1") != request.environ["PATH_INFO"].encode()):
+        raise HTTPError(400, "the path must be percent-encoded UTF-8 without NUL")
+
+
+@app.hook("before_request")
+def answer_options():
+    """Answer OPTIONS with the methods of the path; a catch-all route would turn each 404 into a 405."""
+    if request.method == "OPTIONS":
+        try:
+            app.match(request.environ)
+        except HTTPError as error:
+            if error.status_code == 405:
+                methods = complete_methods(error.headers["Allow"])
+                raise HTTPResponse(status=204, allow=", ".join(methods)) from None
+
+
+@app.hook("after_request")
+def add_headers():
+    """Add the HEADERS that the response lacks."""
+    headers = response.headers.dict  # set_header costs four times as much (measured)
+    for name, value in HEADERS.items():
+        headers.setdefault(name, [value])
+
+
+def allow_origin():
+    """Let the pages of CORS_ORIGINS read every response, errors included (Fetch standard, CORS protocol)."""
+    response.set_header("Vary", "Accept, Origin")
+    environ = request.environ
+    origin = environ.get("HTTP_ORIGIN", "")
+    if origin and (origin in settings.CORS_ORIGINS or "*" in settings.CORS_ORIGINS):
+        response.set_header("Access-Control-Allow-Origin", origin)
+        response.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
+        if request.method == "OPTIONS":
+            requested = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "Authorization")
+            response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
+            response.set_header("Access-Control-Allow-Headers", requested)
+            response.set_header("Access-Control-Max-Age", "600")  # seconds
+
+
+def trust_proxy():
+    """Take the client's address, without its port, from the end of X-Forwarded-For, where TRUSTED_PROXY appends it."""
+    environ = request.environ
+    if settings.TRUSTED_PROXY in ("*", environ.get("REMOTE_ADDR")):
+        forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip(' \t"')
+        address = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]+):\d+$", r"\1\3", forwarded)  # [v6]:port or v4:port
+        with contextlib.suppress(ValueError):
+            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(address))
+
+
+if settings.CORS_ORIGINS:
+    app.add_hook("after_request", allow_origin)
+if settings.TRUSTED_PROXY:
+    app.add_hook("before_request", trust_proxy)
+
+# -- The program -------------------------------------------------------------------------------------------------------
+
+
+def is_quick(method, path):
+    """Return whether a request is one indexed read that never waits, of one course in a SQLite file."""
+    return method == "GET" and db.reads_never_wait and re.fullmatch(r"/courses/[^/]+", path) is not None
 
 
 def prepare():
     """Prepare the database and the key, and log what an operator should know; exit if the database cannot be used."""
-    with models.exit_if_unusable():
-        models.init_db()
-        models.limit_statements()  # from here on, the database is used as requests use it
-        if models.IN_MEMORY:
-            seed.add_dummy_data()
-        if HOST not in ("127.0.0.1", "::1", "localhost") and User.match_user(*seed.DUMMY_USER):
-            log.warning("everyone knows the password of user faisal; change it: python seed.py user faisal")
-        if not User.select().exists():
-            log.info("there is no user yet; run python seed.py")
-        signing_key()
+    with database.exit_if_unusable():
+        database.init_db()
+        with db.time_limit():  # as for requests, so that what fails then fails now
+            if db.in_memory:
+                models.add_dummy_data()
+            is_public = settings.HOST not in ("127.0.0.1", "::1", "localhost")
+            if is_public and User.match_user(*models.DUMMY_USER):
+                log.warning("everyone knows the password of user faisal; change it: python seed.py user faisal")
+            if not User.select().exists():
+                log.info("there is no user yet; run python seed.py")
+            signing_key()
 
 
 def main():
-    """Serve the app with waitress."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Serve the API with waitress."""
+    description = f"{__doc__}\nSettings, environment variables:\n\n{settings.describe()}"
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=VERSION)
     parser.parse_args()
-    logging.Formatter.converter = time.gmtime
-    log_format = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(stream=sys.stdout, level=LOG_LEVEL, format=log_format, datefmt=TIME_FORMAT)
-    logging.getLogger("peewee").setLevel("WARNING")  # its DEBUG shows password hashes and the key
-    logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits
+    server.set_up_log()
     prepare()
-    dispatcher.set_thread_count(THREADS)
-    login_dispatcher.set_thread_count(MAX_LOGINS + 1)  # one more, to refuse the others
-    sockets = {}
-    try:
-        adj = Adjustments(host=HOST, port=PORT, url_prefix=URL_PREFIX, connection_limit=connection_limit(), **LIMITS)
-        servers = [Server(app, sockets, dispatcher=dispatcher, adj=adj, sockinfo=info) for info in adj.listen]
-    except (OSError, ValueError) as error:
-        sys.exit(f"cannot listen on {HOST}:{PORT}: {error}; see HOST and PORT")
-    serve(servers, sockets)
+    server.serve(
+        server.Service(
+            app=app,
+            name=db.label,
+            headers=HEADERS,
+            max_body=MAX_BODY,
+            is_quick=is_quick,
+            login_paths={"/login"},
+            max_logins=MAX_LOGINS,
+            quiet_paths={"/health"},
+            drain_seconds=database.BUSY_SECONDS + 3,  # Docker kills after 10
+        )
+    )
 
 
 if __name__ == "__main__":
     main()
-else:  # another WSGI server
-    models.limit_statements()

@@ -1,303 +1,34 @@
-"""The catalogue's data: the database, courses, users, and every query. Nothing here depends on HTTP.
+"""What a course and a user are, and every query. Nothing here depends on HTTP.
 
 From a Python prompt, after `python seed.py`:
 
     >>> from models import Course, User
     >>> Course.add_course("CSE225", "Ada Lovelace", "Data structures")
+    True
     >>> Course.get_course("CSE225")
     {'id': 3, 'code': 'CSE225', 'name': 'Data structures', 'instructor': 'Ada Lovelace'}
     >>> User.match_user("faisal", "faisal")
     True
 """
 
-import codecs
 import contextlib
-import csv
 import functools
-import getpass
-import glob
-import io
-import itertools
-import logging
-import os
-import pathlib
-import random
 import re
 import secrets
-import sys
-import time
-from types import SimpleNamespace
-from typing import Annotated
+from typing import NamedTuple
 
 import argon2
 import msgspec
 import peewee
-from playhouse import db_url
-from playhouse.migrations import Runner
-from playhouse.pool import PooledDatabase, PooledMySQLDatabase, PooledPostgresqlDatabase
 
-# -- The database and its dialects -------------------------------------------------------------------------------------
+from database import db, retry_conflicts
+from fields import Password, Text, ValidationError, WholeNumber
 
-
-def read_setting(name, default, kind=str, rule=""):
-    """Return a setting, from the environment or the file that NAME_FILE names, as a `kind`, a type that msgspec knows.
-
-    Exits with one line that states the rule if the value is not of this kind.
-    """
-    text, path = os.environ.get(name), os.environ.get(f"{name}_FILE")
-    if text and path:
-        sys.exit(f"{name} and {name}_FILE are both set; unset one of them")
-    try:
-        if path:
-            text = pathlib.Path(path).read_text("utf-8-sig").strip()
-            if not text:
-                sys.exit(f"{name}_FILE names {path}, which is empty")
-        return msgspec.convert(text or default, kind, strict=False)
-    except (OSError, UnicodeDecodeError) as error:
-        sys.exit(f"{name}_FILE must name a file of UTF-8 text: {error}")
-    except msgspec.ValidationError:
-        sys.exit(f"{name} must be {rule}; see python course_api.py --help")
-
-
-URL = Annotated[str, msgspec.Meta(pattern=r"^(sqlite:///.*|sqlite://|(postgres|postgresql|mysql|mariadb)://.*/.+)$")]
-URL_RULE = "like sqlite:///courses.db, postgresql://user:password@host/name or mysql://user:password@host/name"
-DATABASE_URL = read_setting("DATABASE_URL", "sqlite:///courses.db", URL, URL_RULE)
-IN_MEMORY = DATABASE_URL in ("sqlite:///:memory:", "sqlite:///", "sqlite://")
-MIGRATIONS = pathlib.Path(__file__).with_name("migrations")
-BUSY_SECONDS = 5  # how long a write to SQLite waits for another one, and how long conflicts are retried
-CONNECT_SECONDS = 1  # how long it may take to connect to a database server
-log = logging.getLogger("course_api")
-
-
-class ServerPool:
-    """Adds a circuit breaker and a time limit for each statement to Peewee's pools of connections."""
-
-    circuit_open_until = 0  # on the monotonic clock, in seconds
-    statement_limit = ""  # SQL in front of each statement, set by limit_statements()
-
-    def _connect(self):
-        """Fail fast for a second after a failure: Peewee lets one thread connect at a time, and the others wait."""
-        if time.monotonic() < self.circuit_open_until:
-            raise peewee.OperationalError("could not connect a moment ago")
-        try:
-            return super()._connect()
-        except Exception:
-            self.circuit_open_until = time.monotonic() + CONNECT_SECONDS
-            raise
-
-    def execute_sql(self, sql, params=None):
-        return super().execute_sql(self.statement_limit + sql, params)
-
-
-class PostgreSQL(ServerPool, PooledPostgresqlDatabase):
-    pass
-
-
-class MariaDB(ServerPool, PooledMySQLDatabase):
-    pass
-
-
-SQLITE = {
-    "timeout": BUSY_SECONDS,
-    "pragmas": {
-        "journal_mode": "wal",
-        "synchronous": "full",  # WAL alone can lose an acknowledged write in a power cut (sqlite.org/pragma.html)
-        "foreign_keys": "on",
-        "cache_size": -8000,  # KiB; a page out of 100,000 courses takes half as long as with 2000 (measured)
-    },
-}
-POOL = {"max_connections": 0, "stale_timeout": 300, "connect_timeout": CONNECT_SECONDS}  # one for each thread at most
-FOUND_ROWS = 2  # in MariaDB, an UPDATE that changes nothing counts its rows too
-LISTS = "group_concat_max_len = 1073741824"  # bytes; without it MariaDB's JSON_ARRAYAGG gives NULL for a long list
-UPSERT = "ON CONFLICT (code) DO UPDATE SET name = excluded.name, instructor = excluded.instructor"
-SQLITE_OUTAGE = "is locked|is full|unable to open|disk I/O|readonly database|is malformed|not a database"
-MARIADB_OUTAGE = r"^\((2\d{3}|1040|1053|1129|1130|1927|1205|1213|1969|1021|1041|1114|1290|1836)\b|max_allowed_packet"
-DIALECTS = {  # what differs between SQLite, PostgreSQL and MariaDB
-    "database": (peewee.SqliteDatabase, PostgreSQL, MariaDB),
-    # Options of every connection, first those that DATABASE_URL can change; tcp_user_timeout is in milliseconds.
-    "options": (SQLITE, POOL | {"tcp_user_timeout": 1500}, POOL | {"init_command": f"SET {LISTS}"}),
-    "fixed_options": (
-        {},
-        {"client_encoding": "UTF8", "encoding": None},
-        {"charset": "utf8mb4", "client_flag": FOUND_ROWS},
-    ),
-    # In front of a request's statement, to limit its time; MySQL, which cannot limit it so, skips /*M! */.
-    "statement_limit": (
-        "",
-        "SET LOCAL statement_timeout = 1500; ",
-        f"/*M! SET STATEMENT max_statement_time = 1.5, {LISTS} FOR */ ",
-    ),
-    "json_object": ("json_object", "json_build_object", "JSON_OBJECT"),
-    "json_array": ("json_group_array", "json_agg", "JSON_ARRAYAGG"),
-    "json_type": ("BLOB", "TEXT", "CHAR"),  # SQLite's blobs are copied less often than its text
-    "encode": (bytes, str.encode, str.encode),  # turns JSON into bytes
-    "like": ("LIKE", "ILIKE", ""),  # finds ASCII text in any case, where such an operator exists
-    "match": ("GLOB", "~", "REGEXP"),  # matches a pattern
-    "any_text": ("*", "", ""),  # the wildcard at both ends of such a pattern
-    "escape": (glob.escape, re.escape, re.escape),  # escapes a character in such a pattern
-    "reads_by_id": (True, False, False),  # whether a full scan returns rows in the order of their ids
-    "upsert": (UPSERT, UPSERT, "ON DUPLICATE KEY UPDATE name = VALUES(name), instructor = VALUES(instructor)"),
-    "collation": (None, '"C"', "utf8mb4_nopad_bin"),  # compares text by code points, as SQLite does anyway
-    "begin": (["IMMEDIATE"], [], []),  # of a transaction that will write
-    # Waits until no other process migrates; MariaDB's lock is held until the connection closes.
-    "migration_lock": (
-        "SELECT 1",
-        "SELECT pg_advisory_xact_lock(5000)",
-        "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)",
-    ),
-    "for_update": ("", "FOR UPDATE", "FOR UPDATE"),  # locks what is read; SQLite's transaction has locked everything
-    "scrub": ("VACUUM", "VACUUM FULL users", "OPTIMIZE TABLE users"),  # removes deleted text from the files
-    # Matches the errors of a database that is away, locked or full; all OperationalErrors of PostgreSQL are such.
-    "outage": (SQLITE_OUTAGE, "", MARIADB_OUTAGE),
-}
-SCHEMES = {"sqlite": 0, "postgres": 1, "postgresql": 1, "mysql": 2, "mariadb": 2}
-SCHEME = DATABASE_URL.partition(":")[0]
-dialect = SimpleNamespace(**{name: values[SCHEMES[SCHEME]] for name, values in DIALECTS.items()})
-try:
-    url_options = db_url.parse(DATABASE_URL.replace("#", "%23"), unquote_password=True, unquote_user=True)
-except ValueError as error:
-    sys.exit(f"DATABASE_URL must be {URL_RULE}: {error}")
-DATABASE_NAME = re.sub(r"//.*@", "//", DATABASE_URL).partition("?")[0]  # safe to show: no user, no password
-if SCHEME == "sqlite" and not IN_MEMORY:
-    url_options["database"] = DATABASE_URL.removeprefix("sqlite:///").partition("?")[0]  # to the letter, with any "#"
-    DATABASE_NAME = f"sqlite:///{os.path.abspath(url_options['database'])}"
-if IN_MEMORY:  # ":memory:" is one database per connection; this one is shared by all threads
-    url_options = {"database": "file:/courses?vfs=memdb", "uri": True}
-database = dialect.database(**dialect.options | url_options | dialect.fixed_options)
-POOLED = isinstance(database, PooledDatabase)
-READS_NEVER_WAIT = not POOLED and not IN_MEMORY  # thanks to WAL, which a database in memory does not have
-
-# The errors of a deadlock or a serialization failure: PostgreSQL's SQLSTATEs, MariaDB's numbers, SQLite's messages.
-CONFLICTS = {"40001", "40P01", 1020, 1213, "database is locked", "database table is locked"}
-
-
-def retry_conflicts(operation):
-    """Decorate one statement or transaction so that it is retried, for BUSY_SECONDS, when a conflict undoes it."""
-
-    @functools.wraps(operation)
-    def wrapper(*args, **kwargs):
-        deadline = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                return operation(*args, **kwargs)
-            except peewee.OperationalError as error:
-                codes = {getattr(getattr(error, "orig", None), "pgcode", None), *error.args}
-                if not codes & CONFLICTS or time.monotonic() > deadline or database.in_transaction():
-                    raise
-            time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 (not a secret: so that the same two do not meet again)
-
-    return wrapper
-
-
-def is_outage(error):
-    """Return whether an exception means that the database is away, locked or full, not that our SQL is wrong."""
-    kinds = (peewee.OperationalError, peewee.InterfaceError, peewee.DatabaseError)
-    return type(error) in kinds and re.search(dialect.outage, str(error)) is not None
-
-
-@retry_conflicts
-def init_db(target=database):
-    """Bring the schema up to date, in one transaction where the database supports that; other processes wait.
-
-    Raises peewee.DatabaseError if a newer version has created the schema.
-    """
-    runner = Runner(target, MIGRATIONS)
-    steps = runner.status()
-    newer = [step.name for step in steps if not step.path]
-    if newer:
-        raise peewee.DatabaseError(f"created by a newer version ({newer[-1]}); upgrade, or restore a backup")
-    if not all(step.applied for step in steps):
-        with target.atomic(*dialect.begin):
-            target.execute_sql(dialect.migration_lock)
-            applied = runner.up()
-        if applied:  # and not by another process
-            target.execute_sql(dialect.scrub)
-            log.info("brought the schema up to date: %s", ", ".join(applied))
-    if POOLED:
-        database.manual_close()  # MariaDB's lock ends with the connection
-
-
-@contextlib.contextmanager
-def exit_if_unusable():
-    """Exit with one line if the database cannot be used in this block."""
-    try:
-        yield
-    except (peewee.PeeweeException, TypeError) as error:  # TypeError: the driver does not know an option
-        hint, folder = "check DATABASE_URL", os.path.dirname(os.path.abspath(database.database))
-        if isinstance(error, peewee.ImproperlyConfigured):
-            hint = "install the drivers: pip install -r requirements-servers.txt"
-        elif not POOLED and not os.access(folder, os.W_OK):
-            hint = f"user {getattr(os, 'getuid', getpass.getuser)()} cannot write to the folder {folder}"
-        sys.exit(f"cannot use the database {DATABASE_NAME}: {' '.join(str(error).split())}; {hint}")
-
-
-def limit_statements():
-    """Limit the time of every statement from now on, unless DATABASE_URL or PGOPTIONS does."""
-    if "statement_time" not in DATABASE_URL + os.environ.get("PGOPTIONS", ""):
-        database.statement_limit = dialect.statement_limit
-
-
-# -- Field rules -------------------------------------------------------------------------------------------------------
-
-CONTROL = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"  # for brackets; includes surrogates, which no database can store
-TEXT = rf"[^{CONTROL}]{{1,120}}"
-RULES = {  # the pattern of each field, and its rule in words
-    # Clients resolve "/", "." and ".." in a path themselves (RFC 3986 §5.2.4).
-    "code": (rf"(?!\.+$)[^/{CONTROL}]{{1,20}}", "1 to 20 characters, not only dots, with no / or control characters"),
-    "name": (TEXT, "1 to 120 characters, with no control characters"),
-    "instructor": (TEXT.replace("1,", "0,"), "0 to 120 characters, with no control characters"),
-    "username": (rf"[^{CONTROL}]{{1,80}}", "1 to 80 characters, with no control characters"),
-    "password": (r"[^\ud800-\udfff]{1,1024}", "1 to 1024 characters, with no surrogates"),
-}
-CODE_MISSING = "course code must be provided"
-NAMES_MISSING = "Course name and instructor's name must be provided"
-
-
-class ValidationError(ValueError):
-    """Input that breaks a rule; the message says which."""
-
-
-def clean(field, value):
-    """Return a field's value, trimmed unless it is a password; raise ValidationError if it breaks the field's rule."""
-    if not isinstance(value, str):
-        raise ValidationError(f"{field} must be a string")
-    text = value if field == "password" else value.strip()
-    if field == "code" and not text:
-        raise ValidationError(CODE_MISSING)
-    pattern, rule = RULES[field]
-    if not re.fullmatch(pattern, text):
-        raise ValidationError(f"{field} must be {rule}")
-    return text
-
-
-# -- Courses -----------------------------------------------------------------------------------------------------------
-
-FIELDS = ("code", "name", "instructor")
 BATCH = 1000  # courses in one INSERT
 NO_LIMIT = 2**62  # rows
-
-
-def sql(text):
-    """Return SQL, written with %s, with the database's own placeholders."""
-    return text.replace("%s", database.param)
-
-
-# The queries that requests run, except logins. The database builds the JSON.
-COURSE_JSON = f"{dialect.json_object}('id', id, 'code', code, 'name', name, 'instructor', instructor)"
-GET_COURSE = sql(f"SELECT CAST({COURSE_JSON} AS {dialect.json_type}) FROM courses WHERE code = %s")
-# A write checks its user's role in the same statement, so that the role cannot change in between. NULL, no user, may.
-MAY_WRITE = "(%s IS NULL OR EXISTS (SELECT 1 FROM users WHERE username = %s AND NOT read_only))"
-ADD_COURSE = sql(f"INSERT INTO courses (code, name, instructor) SELECT %s, %s, %s WHERE {MAY_WRITE}")
-SET_FIELDS = "name = COALESCE(%s, name), instructor = COALESCE(%s, instructor)"
-UPDATE_COURSE = sql(f"UPDATE courses SET {SET_FIELDS} WHERE {MAY_WRITE} AND ")
-DELETE_COURSE = sql(f"DELETE FROM courses WHERE {MAY_WRITE} AND ")
-HAS_CODE, IS_SAME = sql("code = %s"), sql("id = %s AND code = %s AND name = %s AND instructor = %s")
-LIST_JSON = f"CASE COUNT(*) WHEN 0 THEN '[]' ELSE {dialect.json_array}({COURSE_JSON}) END"
-SELECT_ALL = f"SELECT COUNT(*), CAST({LIST_JSON} AS {dialect.json_type}) FROM courses"
-SELECT_PAGE = f"""
-    SELECT {{total}}, CAST({LIST_JSON} AS {dialect.json_type})
-    FROM (SELECT * FROM courses {{where}} ORDER BY {{order}} LIMIT %s OFFSET %s) AS page"""
 split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+# -- Courses -----------------------------------------------------------------------------------------------------------
 
 
 class UploadError(ValidationError):
@@ -309,77 +40,61 @@ class UploadError(ValidationError):
         super().__init__(f"nothing was stored; {len(self.rows)} {were} refused")
 
 
-class Course(database.Model):
-    code = peewee.CharField(20, unique=True, collation=dialect.collation)
-    name = peewee.CharField(120, collation=dialect.collation)
-    instructor = peewee.CharField(120, collation=dialect.collation)
+class Course(db.Model):
+    """A course. A field is declared here and added by a migration; everything else is made from this declaration."""
+
+    code = Text(1, 20, key=True, label="course code")
+    name = Text(1, 120, label="Course name")
+    instructor = Text(0, 120, label="instructor's name", filter=True)
 
     class Meta:
         table_name = "courses"
 
     @classmethod
-    @retry_conflicts
-    def add_course(cls, code, instructor, name, by=None):
+    def add_course(cls, code, instructor, name, by=None, **others):
         """Add a course; return False if the user `by` may not write.
 
         Raises ValidationError for a bad field, peewee.IntegrityError if the code is taken.
         """
-        values = (clean("code", code), clean("name", name), clean("instructor", instructor), by, by)
-        return database.execute_sql(ADD_COURSE, values).rowcount > 0
+        return cls.insert_course(clean_course({"code": code, "name": name, "instructor": instructor} | others), by)
 
     @classmethod
-    def add_courses(cls, rows, update=False, unit="row", watch=iter, dry_run=False):
-        """Add courses, all or none; return how many were added, updated and unchanged.
+    def update_course(cls, code, instructor=None, name=None, old=None, by=None, **others):
+        """Change the given fields of a course; return whether it was changed, as change_course does.
 
-        `rows` maps each row's number, which counts a `unit`, to its fields. `update` changes courses that exist.
-        `dry_run` stores nothing in the end. `watch` passes on the courses to store; it may show progress, and what it
-        raises undoes everything. Raises UploadError, which names each bad row.
+        Raises ValidationError for a bad field.
         """
-        courses, invalid, duplicates = {}, [], []  # courses: the row's number and the fields of each code
-        for number, row in rows.items():
-            try:
-                code, *others = check_row(row)
-                first, *_ = courses.setdefault(code, (number, code, *others))
-                if first != number:
-                    duplicates.append((number, f"Course code {code} repeats {unit} {first}"))
-            except ValidationError as error:
-                invalid.append((number, str(error)))
-        for _attempt in range(3):  # a code that is taken may be free again by the time it is looked up
-            if not (invalid or duplicates):
-                with contextlib.suppress(peewee.IntegrityError):
-                    return cls.store([fields for _, *fields in courses.values()], update, watch, dry_run)
-            for codes in [] if update else peewee.chunked(courses, BATCH):
-                taken = cls.find(codes)
-                duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for code in taken]
-            if invalid or duplicates:
-                break
-        raise UploadError(invalid, duplicates)
-
-    @classmethod
-    def find(cls, codes):
-        """Return the fields of the courses that exist, by code; lock them until the transaction ends."""
-        condition = f"code IN ({', '.join(['%s'] * len(codes))})"
-        query = sql(f"SELECT code, name, instructor FROM courses WHERE {condition} {dialect.for_update}")
-        return {code: [code, *others] for code, *others in database.execute_sql(query, codes)}
+        fields = {"instructor": instructor, "name": name} | others
+        given = {field: value for field, value in fields.items() if value is not None}
+        return cls.change_course(code, clean_fields(given), old, by)
 
     @classmethod
     @retry_conflicts
-    def store(cls, courses, update, watch, dry_run):
-        """Store courses, each a list of its fields; raise peewee.IntegrityError for a taken code unless `update`."""
-        created = stored = 0
-        on_conflict = dialect.upsert if update else ""
-        with database.atomic(*dialect.begin) as transaction:
-            for batch in peewee.chunked(watch(courses), BATCH):
-                old = cls.find([code for code, *_ in batch]) if update else {}
-                changes = [course for course in batch if old.get(course[0]) != course]
-                if changes:
-                    values = ", ".join(["(%s, %s, %s)"] * len(changes))
-                    insert = sql(f"INSERT INTO courses (code, name, instructor) VALUES {values} {on_conflict}")
-                    database.execute_sql(insert, list(itertools.chain(*changes)))
-                created, stored = created + len(batch) - len(old), stored + len(changes)
-            if dry_run:
-                transaction.rollback()
-        return created, stored - created, len(courses) - stored
+    def insert_course(cls, course, by=None):
+        """Add a course that clean_course() returned; return False if the user `by` may not write.
+
+        Raises peewee.IntegrityError if the code is taken.
+        """
+        values = [course[field] for field in FIELDS]
+        return db.execute_sql(ADD_COURSE, (*values, by, by)).rowcount > 0
+
+    @classmethod
+    @retry_conflicts
+    def change_course(cls, code, change, old=None, by=None):
+        """Set the fields that clean_fields() returned; return whether there was such a course that `by` may change.
+
+        Given `old`, a course as a dict, it must also be unchanged since.
+        """
+        condition, key = match_course(code, old)
+        values = [change.get(field) for field in FIELDS if field != "code"]
+        return db.execute_sql(UPDATE_COURSE + condition, (*values, by, by, *key)).rowcount > 0
+
+    @classmethod
+    @retry_conflicts
+    def delete_course(cls, code, old=None, by=None):
+        """Delete a course; return whether there was such a course, as for change_course."""
+        condition, key = match_course(code, old)
+        return db.execute_sql(DELETE_COURSE + condition, (by, by, *key)).rowcount > 0
 
     @classmethod
     def get_all_courses(cls):
@@ -393,199 +108,251 @@ class Course(database.Model):
         return msgspec.json.decode(cls.get_json(code) or b"null")
 
     @classmethod
-    @retry_conflicts
-    def update_course(cls, code, instructor=None, name=None, old=None, by=None):
-        """Change the given fields of a course.
-
-        Returns False if it does not exist, no longer equals `old`, a dict, or the user `by` may not write. Raises
-        ValidationError for a bad field.
-        """
-        changes = {"name": name, "instructor": instructor}
-        values = [None if value is None else clean(field, value) for field, value in changes.items()]
-        condition, key = (IS_SAME, old.values()) if old else (HAS_CODE, [code])
-        return database.execute_sql(UPDATE_COURSE + condition, (*values, by, by, *key)).rowcount > 0
-
-    @classmethod
-    @retry_conflicts
-    def delete_course(cls, code, old=None, by=None):
-        """Delete a course; return False for the same reasons as update_course."""
-        condition, key = (IS_SAME, old.values()) if old else (HAS_CODE, [code])
-        return database.execute_sql(DELETE_COURSE + condition, (by, by, *key)).rowcount > 0
-
-    @classmethod
     def get_json(cls, code):
         """Return a course as JSON, in bytes, or None if there is none with this code."""
-        row = database.execute_sql(GET_COURSE, (code,)).fetchone()
-        return dialect.encode(row[0]) if row else None
+        row = db.execute_sql(GET_COURSE, (code,)).fetchone()
+        return db.to_bytes(row[0]) if row else None
 
     @classmethod
-    def get_page(cls, q="", instructor="", sort="id", limit=0, offset=0, after=""):
-        """Return how many courses match, a page of them as a JSON array in bytes, and a cursor for the next page.
+    def get_page(cls, q="", sort="id", limit=0, offset=0, after=None, **filters):
+        """Return how many courses match, a page of them as a JSON array in bytes, and the cursor of the next page.
 
-        Courses match that contain `q` in any field, in any case, and have this instructor. They are sorted by the field
-        `sort`, then by id; "-" in front means descending. The page has up to `limit` courses (0: all). It starts after
-        `offset` courses, or at the cursor `after` ("sort:id:value"), and then nothing is counted: the number is None.
-        The cursor is empty on the last page.
+        Courses match that contain `q` in any text, in any case, and whose fields equal the `filters`. They are sorted
+        by the field `sort`, then by id; "-" in front means descending. The page has up to `limit` courses (0: all). It
+        starts after `offset` courses, or at the Cursor `after`, and then nothing is counted: the number is None. The
+        last page has no cursor: None.
         """
-        if dialect.reads_by_id and (q, instructor, sort, limit, offset, after) == ("", "", "id", 0, 0, ""):
-            total, courses = database.execute_sql(SELECT_ALL).fetchone()
-            return total, dialect.encode(courses), ""
+        if db.reads_by_id and not (q or sort != "id" or limit or offset or after or filters):
+            total, courses = db.execute_sql(SELECT_ALL).fetchone()
+            return total, db.to_bytes(courses), None
         column, descending = sort.removeprefix("-"), sort.startswith("-")
-        conditions, values = make_conditions(q, instructor)
+        conditions, values = search(q) if q else ([], [])
+        conditions += [f"{field} = %s" for field in filters]
+        values += filters.values()
         if after:
-            _, number, value = after.split(":", 2)
             operator = "<" if descending else ">"
             conditions.append(f"id {operator} %s" if column == "id" else f"({column}, id) {operator} (%s, %s)")
-            values += [int(number)] if column == "id" else [value, int(number)]
+            values += [after.id] if column == "id" else [after.value, after.id]
         where = "WHERE " + " AND ".join(conditions) if conditions else ""  # SQLite counts faster without a condition
         total, values = ("NULL", values) if after else (f"(SELECT COUNT(*) FROM courses {where})", values * 2)
         order = f"{column} DESC, id DESC" if descending else f"{column}, id"
         query = sql(SELECT_PAGE.format(total=total, where=where, order=order))
         values += [limit + 1 if limit else NO_LIMIT, 0 if after else offset]
-        total, courses = database.execute_sql(query, values).fetchone()
+        total, courses = db.execute_sql(query, values).fetchone()
         if courses is None:  # MariaDB's way to say so
             raise peewee.OperationalError("the list is longer than max_allowed_packet; raise that, or ask for pages")
-        courses = dialect.encode(courses)
+        courses = db.to_bytes(courses)
         rows = split_array(courses) if limit else []
         if len(rows) <= limit:
-            return total, courses, ""
+            return total, courses, None
         last = msgspec.json.decode(rows[limit - 1])
-        return total, b"[%b]" % b",".join(rows[:limit]), f"{sort}:{last['id']}:{last[column]}"
+        return total, b"[%b]" % b",".join(rows[:limit]), Cursor(sort, last["id"], last[column])
+
+    @classmethod
+    def add_courses(
+        cls, rows, update=False, unit="row", by=None, dry_run=False, progress=iter, before_commit=lambda: None
+    ):
+        """Add courses, all or none; return how many were added, updated and unchanged, or None if `by` may not write.
+
+        `rows` maps each row's number, which counts a `unit`, to its fields. `update` changes courses that exist.
+        `dry_run` stores nothing in the end. `progress` passes on the courses to store. `before_commit` is called when
+        only the commit is left. Raises UploadError, which names each bad row.
+        """
+        courses, invalid, duplicates = check_rows(rows, unit)
+        if not (invalid or duplicates):
+            try:
+                return cls.store(
+                    [course for _, course in courses.values()], update, by, dry_run, progress, before_commit
+                )
+            except peewee.IntegrityError as error:
+                if update or not db.is_duplicate(error, "courses", "code"):
+                    raise
+        for codes in [] if update else peewee.chunked(courses, BATCH):
+            taken = cls.select(cls.code).where(cls.code.in_(codes)).tuples()
+            duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for (code,) in taken]
+        raise UploadError(invalid, duplicates)
+
+    @classmethod
+    @retry_conflicts
+    def store(cls, courses, update, by, dry_run, progress, before_commit):
+        """Store courses, dicts of their given fields, as add_courses does; a new one gets the defaults of the others.
+
+        Raises peewee.IntegrityError for a taken code unless `update`.
+        """
+        created = stored = 0
+        on_conflict = db.upsert("code", CHANGEABLE) if update else ""
+        with db.write_transaction() as transaction:
+            for batch in peewee.chunked(progress(courses), BATCH):
+                old = cls.lock_courses([course["code"] for course in batch]) if update else {}
+                rows = [DEFAULTS | old.get(course["code"], {}) | course for course in batch]
+                changes = [row for row in rows if old.get(row["code"]) != row]
+                if changes:
+                    values = [row[field] for row in changes for field in FIELDS]
+                    rows_sql = ", ".join([f"({VALUES})"] * len(changes))
+                    db.execute_sql(sql(f"{INSERT} VALUES {rows_sql} {on_conflict}"), values)
+                created, stored = created + len(batch) - len(old), stored + len(changes)
+            if not User.lock_editor(by):
+                transaction.rollback()
+                return None
+            if dry_run:
+                transaction.rollback()
+            before_commit()
+        return created, stored - created, len(courses) - stored
+
+    @classmethod
+    def lock_courses(cls, codes):
+        """Return the courses that exist, by code, as dicts without ids, locked until the transaction ends."""
+        query = sql(f"SELECT {COLUMNS} FROM courses WHERE code IN ({', '.join(['%s'] * len(codes))}) {db.row_lock}")
+        courses = (dict(zip(FIELDS, row, strict=True)) for row in db.execute_sql(query, codes))
+        return {course["code"]: course for course in courses}
 
 
-def make_conditions(q, instructor):
-    """Return SQL conditions for the courses with `q` in any field and this instructor, and their values.
+FIELDS = {field.name: field for field in Course._meta.sorted_fields if field.name != "id"}
+CHANGEABLE = [name for name, field in FIELDS.items() if not field.key]
+DEFAULTS = {name: field.default for name, field in FIELDS.items() if field.default is not None}
+REQUIRED = [name for name in CHANGEABLE if name not in DEFAULTS]
+TEXTS = [name for name, field in FIELDS.items() if isinstance(field, Text)]
+SORTS = [sign + name for sign in ("", "-") for name in ("id", *FIELDS)]
+
+
+class Cursor(NamedTuple):
+    """Where a page ends: the order of the list, and the id and the sorted field's value of the page's last course."""
+
+    sort: str
+    id: int
+    value: object
+
+    def __str__(self):
+        return f"{self.sort}:{self.id}:{self.value}"
+
+    @classmethod
+    def parse(cls, text):
+        """Return the cursor that str() has written; raise ValidationError for any other text."""
+        match text.split(":", 2):
+            case sort, number, value if sort in SORTS and re.fullmatch("[0-9]{1,18}", number) and "\0" not in value:
+                field = FIELDS.get(sort.removeprefix("-"))
+                return cls(sort, int(number), field.parse(value) if isinstance(field, WholeNumber) else value)
+        raise ValidationError("after must be copied from the link to the next page")
+
+
+# The SQL of the queries that requests run, except logins. The database builds the JSON.
+
+
+def sql(text):
+    """Return SQL, written with %s, with the database's own placeholders."""
+    return text.replace("%s", db.param)
+
+
+COLUMNS = ", ".join(FIELDS)
+VALUES = ", ".join(["%s"] * len(FIELDS))
+MEMBERS = ", ".join(f"'{name}', {name}" for name in ("id", *FIELDS))
+COURSE_JSON = f"{db.json_object}({MEMBERS})"
+LIST_JSON = f"CASE COUNT(*) WHEN 0 THEN '[]' ELSE {db.json_array}({COURSE_JSON}) END"
+GET_COURSE = sql(f"SELECT CAST({COURSE_JSON} AS {db.json_type}) FROM courses WHERE code = %s")
+SELECT_ALL = f"SELECT COUNT(*), CAST({LIST_JSON} AS {db.json_type}) FROM courses"
+SELECT_PAGE = f"""
+    SELECT {{total}}, CAST({LIST_JSON} AS {db.json_type})
+    FROM (SELECT * FROM courses {{where}} ORDER BY {{order}} LIMIT %s OFFSET %s) AS page"""
+# A write checks its user's role in the same statement, so that the role cannot change in between. NULL, no user, may.
+MAY_WRITE = "(%s IS NULL OR EXISTS (SELECT 1 FROM users WHERE username = %s AND NOT read_only))"
+INSERT = f"INSERT INTO courses ({COLUMNS})"
+ADD_COURSE = sql(f"{INSERT} SELECT {VALUES} WHERE {MAY_WRITE}")
+SET_FIELDS = ", ".join(f"{name} = COALESCE(%s, {name})" for name in CHANGEABLE)
+UPDATE_COURSE = sql(f"UPDATE courses SET {SET_FIELDS} WHERE {MAY_WRITE} AND ")
+DELETE_COURSE = sql(f"DELETE FROM courses WHERE {MAY_WRITE} AND ")
+HAS_CODE = sql("code = %s")
+IS_SAME = sql(" AND ".join(f"{name} = %s" for name in ("id", *FIELDS)))
+
+
+def match_course(code, old=None):
+    """Return the SQL condition for the course with this code, or for `old`, unchanged since, and its values."""
+    return (IS_SAME, [old[name] for name in ("id", *FIELDS)]) if old else (HAS_CODE, [code])
+
+
+def search(q):
+    """Return SQL conditions for the courses that have `q` in any text, in any case, and their values.
 
     The databases know different cases. So unless LIKE will do, each letter is searched for in all of its cases.
     """
-    conditions, values = [], []
-    if q.isascii() and dialect.like:
-        search, pattern = f"{dialect.like} %s ESCAPE '!'", "%" + re.sub(r"([!%_])", r"!\1", q) + "%"
+    if q.isascii() and db.like:
+        condition, pattern = f"{db.like} %s ESCAPE '!'", "%" + re.sub(r"([!%_])", r"!\1", q) + "%"
     else:
-        cases = ("".join({c, *(case for case in (c.lower(), c.upper()) if len(case) == 1)}) for c in q)
-        letters = (f"[{case}]" if len(case) > 1 else dialect.escape(case) for case in cases)
-        search, pattern = f"{dialect.match} %s", dialect.any_text + "".join(letters) + dialect.any_text
-    if q:
-        conditions.append("(" + " OR ".join(f"{field} {search}" for field in FIELDS) + ")")
-        values += [pattern] * len(FIELDS)
-    if instructor:
-        conditions.append("instructor = %s")
-        values.append(instructor)
-    return conditions, values
+        cases = ({c: c, **{case: case for case in (c.lower(), c.upper()) if len(case) == 1}} for c in q)
+        letters = (f"[{''.join(case)}]" if len(case) > 1 else db.escape(*case) for case in cases)
+        condition, pattern = f"{db.match} %s", db.any_text + "".join(letters) + db.any_text
+    return ["(" + " OR ".join(f"{name} {condition}" for name in TEXTS) + ")"], [pattern] * len(TEXTS)
 
 
-# -- Courses in files --------------------------------------------------------------------------------------------------
-
-# Python's encodings of text that no spreadsheet writes: some decode to surrogates, some take quadratic time.
-NO_CHARSETS = {"utf-7", "punycode", "idna", "unicode-escape", "raw-unicode-escape"}
-BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+# Validation: a course is checked once, before the query.
 
 
-def check_row(row):
-    """Return a row's code, name and instructor; raise ValidationError if it is not a course."""
-    if not isinstance(row, dict):
+def clean_fields(document, names=FIELDS):
+    """Return the fields of an object that are given, each as its rule has it; raise ValidationError for a bad one."""
+    return {name: FIELDS[name].clean(document[name]) for name in names if name in document}
+
+
+def clean_course(document):
+    """Return all fields of a new course; raise ValidationError for a bad or missing one."""
+    return DEFAULTS | clean_row(document)
+
+
+def clean_row(document):
+    """Return the given fields of a course; raise ValidationError for a bad one, or a required one that is missing."""
+    if not isinstance(document, dict):
         raise ValidationError("a course must be an object")
-    if None in row:
-        raise ValidationError("there are more cells than columns; put quotes around a cell that has a separator")
-    code = clean("code", row.get("code", ""))
-    if not {"name", "instructor"} <= row.keys():
-        raise ValidationError(NAMES_MISSING)
-    return code, clean("name", row["name"]), clean("instructor", row["instructor"])
+    code = FIELDS["code"].clean(document.get("code", ""))
+    if any(name not in document for name in REQUIRED):
+        raise ValidationError(missing("and"))
+    return {"code": code} | clean_fields(document, CHANGEABLE)
 
 
-def decode_text(data, encoding=""):
-    """Return the text of a file's bytes, decoded by its byte order mark, else as `encoding` says, else as UTF-8.
+def missing(conjunction):
+    """Return the tutorial's sentence for fields that are not given, "and" if all are needed, "or" if any will do."""
+    labels = [FIELDS[name].label or name for name in REQUIRED or CHANGEABLE]
+    return f"{join_words(labels, conjunction)} must be provided"
 
-    Raises ValidationError with the line that cannot be decoded.
+
+def join_words(words, conjunction):
+    """Return words as a sentence has them: "code, name or instructor"."""
+    *others, last = words
+    return f"{', '.join(others)} {conjunction} {last}" if others else last
+
+
+def check_rows(rows, unit):
+    """Return the good rows of an upload, the number and the given fields by code, and the errors of the others.
+
+    `rows` maps each row's number, which counts a `unit`, to its fields. Returns two lists of errors, each with its
+    row's number: of rows that are invalid, and of rows that repeat a code.
     """
-    marked = [name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)]
-    encoding = marked[0] if marked else encoding or "utf-8"
-    try:
-        if codecs.lookup(encoding).name in NO_CHARSETS:
-            raise LookupError
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = len(data[: error.start + 1].splitlines())
-        raise ValidationError(
-            f'line {line} is not {encoding} text; save the file as "CSV UTF-8", or give its encoding: with --encoding '
-            "windows-1252 to seed.py, with Content-Type: text/csv; charset=windows-1252 to the API"
-        ) from None
-    except (LookupError, ValueError):
-        raise ValidationError(f"there is no encoding {encoding}; use one like windows-1252") from None
-
-
-def read_csv(text, max_rows=NO_LIMIT):
-    """Return the rows of CSV text (RFC 4180): a dict from the line that each begins on to its fields.
-
-    Commas, semicolons or tabs separate the cells, whichever finds the columns in the first line, or what a line like
-    Excel's "sep=;" declares. Blank rows are skipped. Raises ValidationError, with the line, for text that is not CSV.
-    """
-    rows, line = {}, 1
-    declared = re.match(r"sep=(\t|[^\w\s\"])\s*?(\r\n|\r|\n)", text)
-    try:
-        delimiter, names = read_header(text[declared.end() :], declared[1]) if declared else read_header(text, ",;\t")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-        for _ in range(2 if declared else 1):
-            next(reader)
-        line = reader.line_num + 1
-        columns = [(field, names.index(field)) for field in FIELDS]
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows[line] = {field: cells[column] if column < len(cells) else "" for field, column in columns}
-                if any(cell.strip() for cell in cells[len(names) :]):
-                    rows[line][None] = "too many cells"
-            line = reader.line_num + 1
-            if len(rows) > max_rows:
-                raise ValidationError(f"there are more than {max_rows} rows; send them in several requests")
-    except csv.Error as error:
-        raise ValidationError(f"line {line} is not CSV, check its quotes: {error}") from None
-    return rows
-
-
-def read_header(text, delimiters):
-    """Return the delimiter that finds the most required columns in the first record, and the names of all columns.
-
-    Raises ValidationError if a required column is missing or named twice.
-    """
-    headers = {}
-    for delimiter in delimiters:
-        start = io.StringIO(text[:100_000], newline="")
-        record = next(csv.reader(start, delimiter=delimiter, skipinitialspace=True), [])
-        headers[delimiter] = [cell.strip().lower() for cell in record]
-    best = max(headers, key=lambda delimiter: len({*FIELDS} & {*headers[delimiter]}))
-    for field in FIELDS:
-        if headers[best].count(field) > 1:
-            raise ValidationError(f"the column {field} is named twice; remove one of them")
-        if field not in headers[best]:
-            found = " ".join(text[:200].splitlines()[:1]).strip() or "(blank)"
-            raise ValidationError(f"the first line must name the columns code, name and instructor, but is: {found}")
-    return best, headers[best]
-
-
-def make_csv(courses, watch=iter):
-    """Return a JSON array of courses as CSV that read_csv takes back, in bytes."""
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(map(msgspec.json.decode, watch(split_array(courses))))
-    return file.getvalue().encode()
+    courses, invalid, duplicates = {}, [], []
+    for number, row in rows.items():
+        try:
+            if isinstance(row, ValidationError):  # found when the file was read
+                raise row
+            course = clean_row(row)
+            first, _ = courses.setdefault(course["code"], (number, course))
+            if first != number:
+                duplicates.append((number, f"Course code {course['code']} repeats {unit} {first}"))
+        except ValidationError as error:
+            invalid.append((number, str(error)))
+    return courses, invalid, duplicates
 
 
 # -- Users and the signing key -----------------------------------------------------------------------------------------
 
 # Argon2id with 19 MiB, two passes and one lane: OWASP's Password Storage Cheat Sheet.
 HASHER = argon2.PasswordHasher(memory_cost=19 * 1024, time_cost=2, parallelism=1)
-UNKNOWN_USER = HASHER.hash(secrets.token_hex())  # for an unknown user, so that both responses take equally long
 
 
-def hash_password(password):
-    """Return the Argon2 hash of a password; raise ValidationError for a bad one."""
-    return HASHER.hash(clean("password", password))
+@functools.cache
+def unknown_user_hash():
+    """Return the hash that is checked for an unknown user, so that both responses take equally long."""
+    return HASHER.hash(secrets.token_hex())
 
 
-class User(database.Model):
-    username = peewee.CharField(80, unique=True, collation=dialect.collation)
-    password = peewee.CharField(255)  # the Argon2 hash, with its salt and parameters
+class User(db.Model):
+    username = Text(1, 80, unique=True)
+    password = Password(1024)
     read_only = peewee.BooleanField(default=False)
 
     class Meta:
@@ -595,14 +362,14 @@ class User(database.Model):
     @retry_conflicts
     def create_user(cls, username, password, read_only=False):
         """Add a user; raise ValidationError for a bad field, peewee.IntegrityError if the name is taken."""
-        cls.create(username=clean("username", username), password=hash_password(password), read_only=read_only)
+        cls.create(username=cls.username.clean(username), password=hash_password(password), read_only=read_only)
 
     @classmethod
     @retry_conflicts
     def match_user(cls, username, password):
         """Return whether this is the user's password; rehash it if HASHER's parameters have changed."""
-        user = cls.get_or_none(cls.username == username)
-        hashed = user.password if user else UNKNOWN_USER
+        user, unknown = cls.get_or_none(cls.username == username), unknown_user_hash()
+        hashed = user.password if user else unknown
         with contextlib.suppress(argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             HASHER.verify(hashed, password)
             if user and HASHER.check_needs_rehash(hashed):  # unless it has been changed since
@@ -611,9 +378,10 @@ class User(database.Model):
         return False
 
     @classmethod
-    def lock_user(cls, username):
-        """Return a user, locked until the transaction ends, or None if there is no user with this name."""
-        return cls.select().where(cls.username == username).for_update(dialect.for_update).first()
+    def lock_editor(cls, username):
+        """Return whether this user may write, locked until the transaction ends. None, no user, may."""
+        users = cls.select().where(cls.username == username, ~cls.read_only)
+        return username is None or users.for_update(db.row_lock).first() is not None
 
     @classmethod
     def get_all_users(cls):
@@ -621,7 +389,12 @@ class User(database.Model):
         return list(cls.select().order_by(cls.id))
 
 
-class SigningKey(database.Model):
+def hash_password(password):
+    """Return the Argon2 hash of a password; raise ValidationError for a bad one."""
+    return HASHER.hash(User.password.clean(password))
+
+
+class SigningKey(db.Model):
     """The key that signs tokens unless SECRET_KEY is set: row 1, made once."""
 
     value = peewee.CharField(64)
@@ -635,3 +408,25 @@ class SigningKey(database.Model):
         """Return the key, 32 random bytes in hexadecimal; of two processes that make one, the first wins."""
         key, _ = cls.get_or_create(id=1, defaults={"value": secrets.token_hex(32)})
         return key.value
+
+
+# -- The dummy data ----------------------------------------------------------------------------------------------------
+
+DUMMY_COURSES = [  # code, name, instructor
+    ("CSE115", "Introduction to programming language", "John stuart"),
+    ("CSE465", "Introduction to neural network", "Andrew Ng"),
+]
+DUMMY_USER = ("faisal", "faisal")  # name, password
+
+
+def add_dummy_data():
+    """Add the tutorial's courses and user where they are missing; return what was added, such as "course CSE115"."""
+    added = []
+    for code, name, instructor in DUMMY_COURSES:
+        with contextlib.suppress(peewee.IntegrityError):
+            Course.add_course(code=code, name=name, instructor=instructor)
+            added.append(f"course {code}")
+    with contextlib.suppress(peewee.IntegrityError):
+        User.create_user(*DUMMY_USER)
+        added.append(f"user {DUMMY_USER[0]}")
+    return added

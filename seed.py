@@ -15,14 +15,11 @@ from urllib.parse import quote
 import msgspec
 import peewee
 
+import course_files
 import models
+from database import SQLite, db, exit_if_unusable, init_db
 from models import Course, User
 
-DUMMY_COURSES = [  # code, name, instructor
-    ("CSE115", "Introduction to programming language", "John stuart"),
-    ("CSE465", "Introduction to neural network", "Andrew Ng"),
-]
-DUMMY_USER = ("faisal", "faisal")  # name, password
 SUBJECTS = ("ART", "BIO", "CHEM", "CSE", "ECON", "GEOG", "HIST", "LAW", "MATH", "MUS", "PHIL", "PHYS")
 KINDS = ("Introduction to", "Foundations of", "Methods of", "Topics in", "Seminar in", "Advanced", "History of")
 TOPICS = ("Algebra", "Climate", "Data Structures", "Democracy", "Evolution", "Genetics", "Jazz", "Justice", "Markets")
@@ -32,14 +29,13 @@ MIN_PASSWORD = 8  # characters
 
 def progress(courses):
     """Pass on courses, and show progress at a terminal."""
-    from tqdm import tqdm  # only here: the API imports this module too, and would start later
+    from tqdm import tqdm  # only here, since most commands need none
 
     return tqdm(courses, unit=" courses", leave=False, disable=None)
 
 
-def store_uninterrupted(courses):
-    """Show progress; ignore Ctrl-C once all courses have been handed over, so that it never hides a commit."""
-    yield from progress(courses)
+def ignore_ctrl_c():
+    """Ignore Ctrl-C from now on, so that it never hides a commit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -50,15 +46,7 @@ def count(number, noun):
 
 def add_dummy_data():
     """Add the dummy courses and the dummy user that are missing; return a sentence."""
-    added = []
-    for code, name, instructor in DUMMY_COURSES:
-        with contextlib.suppress(peewee.IntegrityError):
-            Course.add_course(code, instructor, name)
-            added.append(f"course {code}")
-    with contextlib.suppress(peewee.IntegrityError):
-        User.create_user(*DUMMY_USER)
-        added.append(f"user {DUMMY_USER[0]}")
-    return f"Added: {', '.join(added) or 'nothing, the dummy data is already there'}"
+    return f"Added: {', '.join(models.add_dummy_data()) or 'nothing, the dummy data is already there'}"
 
 
 # -- Users -------------------------------------------------------------------------------------------------------------
@@ -88,7 +76,7 @@ def read_password(username):
 
 def set_user(name, read_only, delete):
     """Add a user, change the password or the role, or delete the user; return a sentence."""
-    name = models.clean("username", name)
+    name = User.username.clean(name)
     user = User.get_or_none(User.username == name)
     if delete:
         if not (user and user.delete_instance()):
@@ -115,9 +103,9 @@ def read_courses(path, encoding):
     Raises ValueError if it has none.
     """
     data = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
-    text = models.decode_text(data, encoding)
+    text = course_files.decode_text(data, encoding)
     if not text.lstrip().startswith(("[", "{")):
-        return models.read_csv(text), "line"
+        return course_files.read_csv(text), "line"
     try:
         courses = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -133,7 +121,9 @@ def import_courses(file, encoding, update, dry_run):
     """Add the courses of a file, all or none; return a sentence that says what was done."""
     try:
         courses, unit = read_courses(file, encoding)
-        created, updated, unchanged = Course.add_courses(courses, update, unit, store_uninterrupted, dry_run)
+        created, updated, unchanged = Course.add_courses(
+            courses, update, unit, dry_run=dry_run, progress=progress, before_commit=ignore_ctrl_c
+        )
     except models.UploadError as error:
         for number, message in error.rows:
             print(f"{unit} {number}: {message}", file=sys.stderr)
@@ -152,7 +142,7 @@ def export_courses(file, encoding):
     if ending not in ((".json", ".csv") if file != "-" else ("",)):
         raise ValueError(f"cannot tell the format of {file}; end its name in .csv or .json")
     total, courses, _ = Course.get_page()
-    content = courses if ending == ".json" else models.make_csv(courses, progress)
+    content = courses if ending == ".json" else course_files.make_csv(courses, progress)
     try:
         content = content.decode().encode(encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):
@@ -174,7 +164,7 @@ def add_random_courses(number, seed):
         name = f"{rng.choice(KINDS)} {rng.choice(TOPICS)}"
         if code not in taken:
             courses[code] = {"code": code, "name": name, "instructor": rng.choice(PEOPLE)}
-    created, _, _ = Course.add_courses(courses, watch=progress)
+    created, _, _ = Course.add_courses(courses, progress=progress)
     return f"Added {count(created, 'course')}."
 
 
@@ -183,14 +173,14 @@ def add_random_courses(number, seed):
 
 def backup(file):
     """Copy the SQLite database to a new file, even while it is in use; return a sentence."""
-    if not os.path.exists(models.database.database):
-        raise ValueError(f"there is no database {models.DATABASE_NAME}")
+    if not os.path.exists(db.database):
+        raise ValueError(f"there is no database {db.label}")
     if os.path.exists(file):
         raise ValueError(f"{file} already exists; nothing was written")
     part = f"{file}.part"
     try:
         with contextlib.closing(sqlite3.connect(part)) as copy:
-            models.database.connection().backup(copy)
+            db.connection().backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # so that it can be read where nothing can be written
         os.replace(part, file)
     except sqlite3.Error as error:
@@ -203,26 +193,33 @@ def restore(file):
 
     The backup is checked, and brought up to date if it is of an older version, in a copy next to the database.
     """
-    page_size = models.database.pragma("page_size")
+    page_size = db.pragma("page_size")
     with (
-        tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(models.database.database))) as folder,
-        contextlib.closing(peewee.SqliteDatabase(f"{folder}/copy.db")) as copy,
+        tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(db.database))) as folder,
+        contextlib.closing(SQLite(f"{folder}/copy.db")) as copy,
     ):
         try:
             with contextlib.closing(sqlite3.connect(f"file:{quote(file)}?mode=rw", uri=True)) as source:
                 source.backup(copy.connection())
             if copy.pragma("integrity_check") != "ok" or not {"courses", "users"} <= set(copy.get_tables()):
                 raise peewee.DatabaseError("it is damaged, or no backup of a catalogue")
-            models.init_db(copy)
+            init_db(copy)
         except (sqlite3.Error, peewee.PeeweeException) as error:
             raise ValueError(f"cannot restore {file}: {error}; nothing was changed") from None
         for statement in ("PRAGMA journal_mode = DELETE", f"PRAGMA page_size = {page_size}", "VACUUM"):
             copy.execute_sql(statement)
-        copy.connection().backup(models.database.connection())
+        copy.connection().backup(db.connection())
     return f"Restored the database from {file}."
 
 
 # -- The command line --------------------------------------------------------------------------------------------------
+
+
+def positive_number(text):
+    """Return a whole number, 1 or more; raise ValueError for any other text."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 1 or more")
+    return int(text)
 
 
 def parse_arguments():
@@ -239,8 +236,9 @@ def parse_arguments():
     command("users", list_users, "list the users and their roles")
     user = command("user", set_user, "add a user, or change the password; it is asked for, or read from standard input")
     user.add_argument("name", metavar="NAME")
-    user.add_argument("--read-only", action=argparse.BooleanOptionalAction, help="set the role, not the password")
-    user.add_argument("--delete", action="store_true", help="delete the user")
+    change = user.add_mutually_exclusive_group()
+    change.add_argument("--read-only", action=argparse.BooleanOptionalAction, help="set the role, not the password")
+    change.add_argument("--delete", action="store_true", help="delete the user")
     importer = command("import", import_courses, "add the courses of a CSV or JSON file, all or none")
     importer.add_argument("file", metavar="FILE", help="- for standard input")
     importer.add_argument("--update", action="store_true", help="change the courses that exist")
@@ -252,7 +250,7 @@ def parse_arguments():
     command("backup", backup, "copy the SQLite database to a new file, even while it is in use").add_argument("file")
     command("restore", restore, "replace the SQLite database by a backup, even while it is in use").add_argument("file")
     randomizer = command("random", add_random_courses, "add made-up courses")
-    randomizer.add_argument("number", metavar="N", type=int)
+    randomizer.add_argument("number", metavar="N", type=positive_number)
     randomizer.add_argument("--seed", type=int, default=1, help="other courses for another number (1)")
     arguments = vars(parser.parse_args())
     return arguments.pop("function"), arguments
@@ -263,15 +261,15 @@ def main():
     function, arguments = parse_arguments()
     out = sys.stderr if function is export_courses else sys.stdout  # standard output may be the file
     try:
-        if function in (backup, restore) and (models.POOLED or models.IN_MEMORY):
+        if function in (backup, restore) and (db.pooled or db.in_memory):
             tools = "pg_dump or mariadb-dump, and pg_restore or mariadb"
-            raise ValueError(f"{models.DATABASE_NAME} is not a SQLite file; copy a server's database with {tools}")
+            raise ValueError(f"{db.label} is not a SQLite file; copy a server's database with {tools}")
         if function is not backup:  # which creates nothing, not even a table
-            with models.exit_if_unusable():
-                models.init_db()
+            with exit_if_unusable():
+                init_db()
         print(function(**arguments), file=out)
         courses, users = Course.select().count(), User.select().count()
-        print(f"{models.DATABASE_NAME} now has {count(courses, 'course')} and {count(users, 'user')}", file=out)
+        print(f"{db.label} now has {count(courses, 'course')} and {count(users, 'user')}", file=out)
     except (ValueError, OSError, sqlite3.Error, peewee.PeeweeException) as error:
         sys.exit(str(error))
     except (KeyboardInterrupt, EOFError):

@@ -9,16 +9,12 @@ import json
 
 import processes  # noqa: F401 (sets the environment that models reads)
 
+import database
 import models
 
 # -- Fields ------------------------------------------------------------------------------------------------------------
 
-# TODAY: FIELDS is a tuple of names; it becomes a dict of fields.
-DEFAULTS = (
-    {name: field.default for name, field in models.FIELDS.items() if field.default is not None}
-    if isinstance(models.FIELDS, dict)
-    else {}
-)
+DEFAULTS = models.DEFAULTS
 FIELDS = tuple(models.FIELDS)
 REQUIRED = ("code", "name", "instructor")  # the tutorial's
 assert {*REQUIRED, *DEFAULTS} == {*FIELDS}
@@ -140,5 +136,5 @@ def insert_sql(**expressions):
 def insert(row, **others):
     """Store a course as another program could, whatever the rules of its fields."""
     values = row | others
-    marks = ", ".join([models.database.param] * len(values))
-    models.database.execute_sql(f"INSERT INTO courses ({', '.join(values)}) VALUES ({marks})", [*values.values()])
+    marks = ", ".join([database.db.param] * len(values))
+    database.db.execute_sql(f"INSERT INTO courses ({', '.join(values)}) VALUES ({marks})", [*values.values()])

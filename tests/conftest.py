@@ -13,11 +13,13 @@ from catalogue import CSE115, CSE465, LOGIN  # noqa: E402
 from description import Client  # noqa: E402
 from processes import FOLDER, SQLITE, Server, run_program  # noqa: E402
 
+import database  # noqa: E402
 import models  # noqa: E402
+import settings  # noqa: E402
 
-models.init_db()
+database.init_db()
 
-import course_api  # noqa: E402 (TODAY: it must not be imported before the schema is there)
+import course_api  # noqa: E402
 
 
 def pytest_collection_modifyitems(config, items):
@@ -35,13 +37,13 @@ def pytest_collection_modifyitems(config, items):
 def dummy_user():
     models.User.create_user(**LOGIN)
     yield
-    models.database.close()
+    database.db.close()
     FOLDER.cleanup()
 
 
 @pytest.fixture
 def app():
-    course_api.storage.reset()
+    settings.LIMIT_STORAGE.reset()
     models.User.delete().where(models.User.username != LOGIN["username"]).execute()
     models.Course.delete().execute()
     for row in (CSE115, CSE465):
@@ -54,7 +56,7 @@ def cheap_hashes(monkeypatch):
     """Hash passwords in no time; test_models.py and the processes do it as the API does."""
     hasher = argon2.PasswordHasher(memory_cost=8, time_cost=1, parallelism=1)
     monkeypatch.setattr(models, "HASHER", hasher)
-    monkeypatch.setattr(models, "UNKNOWN_USER", hasher.hash("nobody's password"))
+    models.unknown_user_hash.cache_clear()
 
 
 @pytest.fixture

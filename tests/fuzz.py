@@ -27,6 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from processes import ROOT, Server, run_program
 
 import course_api
+import database
 import models
 import seed as dummy
 
@@ -135,7 +136,7 @@ def call_app(seed):
     """Return how many times the app was called, the faults, and the seed."""
     cases, log = 0, io.StringIO()
     logging.basicConfig(stream=log)
-    models.init_db()
+    database.init_db()
     dummy.add_dummy_data()
 
     @hypothesis.seed(seed)

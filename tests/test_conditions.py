@@ -9,7 +9,9 @@ from catalogue import CHANGE, CSE115, UNKNOWN, get
 from description import Client, check_error
 
 import course_api
-from models import Course, database
+import settings
+from database import db as database
+from models import Course
 
 CHANGED = "the course has changed; GET it again, and send its new ETag in If-Match"
 EXISTS = "the course exists, and If-None-Match names it; leave out that header to change it"
@@ -95,7 +97,7 @@ INTRUSIONS = {
 def test_nothing_can_come_between_the_check_and_the_write(client, monkeypatch, method, intrusion):
     """Another writer comes at the worst moment, when If-Match has been checked already."""
     left = []
-    name = "delete_course" if method == "DELETE" else "update_course"
+    name = "delete_course" if method == "DELETE" else "change_course"
     original = getattr(Course, name)
 
     def late(*args, **kwargs):
@@ -154,7 +156,7 @@ def allow(app, monkeypatch):
     """A function that opens the app to pages of these origins, as the setting does."""
 
     def allow(*origins):
-        monkeypatch.setattr(course_api, "allowed_origins", list(origins))
+        monkeypatch.setattr(settings, "CORS_ORIGINS", list(origins))
         app.add_hook("after_request", course_api.allow_origin)
 
     yield allow

@@ -6,32 +6,28 @@ import threading
 
 import peewee
 import pytest
+from faults import postgres_error, sqlite_error
 from processes import SQLITE
 
+import database
 import models
-from models import Course, database
-
-
-class PostgresError(Exception):
-    def __init__(self, pgcode):
-        super().__init__(pgcode)
-        self.pgcode = pgcode
-
+from database import MariaDB, PostgreSQL, SQLite
+from models import Course
 
 Operational = peewee.OperationalError
 CONFLICTS = {
-    "a serialization failure": Operational(PostgresError("40001"), "could not serialize access"),
-    "a deadlock in PostgreSQL": Operational(PostgresError("40P01"), "deadlock detected"),
-    "a deadlock in MariaDB": Operational(1213, "Deadlock found when trying to get lock"),
-    "a changed row in MariaDB": Operational(1020, "Record has changed since last read"),
-    "a locked SQLite database": Operational("database is locked"),
-    "a locked table in memory": Operational("database table is locked"),
+    "a serialization failure": (PostgreSQL, postgres_error("40001")),
+    "a deadlock in PostgreSQL": (PostgreSQL, postgres_error("40P01")),
+    "a deadlock in MariaDB": (MariaDB, Operational(1213, "Deadlock found when trying to get lock")),
+    "a changed row in MariaDB": (MariaDB, Operational(1020, "Record has changed since last read")),
+    "a locked SQLite database": (SQLite, sqlite_error("BUSY")),
+    "a locked table in memory": (SQLite, sqlite_error("LOCKED")),
 }
 FAULTS = {
-    "a timeout": Operational(PostgresError("57014"), "canceling statement due to statement timeout"),
-    "a lost connection": Operational(2013, "Lost connection to server during query"),
-    "a full disk": Operational("database or disk is full"),
-    "a taken code": peewee.IntegrityError("UNIQUE constraint failed: courses.code"),
+    "a timeout": (PostgreSQL, postgres_error("57014")),
+    "a lost connection": (MariaDB, Operational(2013, "Lost connection to server during query")),
+    "a full disk": (SQLite, sqlite_error("FULL")),
+    "a taken code": (SQLite, sqlite_error("CONSTRAINT_UNIQUE")),
 }
 
 
@@ -39,7 +35,7 @@ FAULTS = {
 def pauses(monkeypatch):
     """The seconds that retries would have paused; no test waits for them."""
     seconds = []
-    monkeypatch.setattr(models.time, "sleep", seconds.append)
+    monkeypatch.setattr(database.time, "sleep", seconds.append)
     return seconds
 
 
@@ -47,7 +43,7 @@ def fail(times, error):
     """Return an operation that fails so many times, and the list of its attempts."""
     attempts = []
 
-    @models.retry_conflicts
+    @database.retry_conflicts
     def operation(argument):
         attempts.append(argument)
         if len(attempts) <= times:
@@ -57,34 +53,50 @@ def fail(times, error):
     return operation, attempts
 
 
-@pytest.mark.parametrize("error", CONFLICTS.values(), ids=CONFLICTS)
-def test_a_conflict_is_retried_after_a_random_pause(error, pauses):
+@pytest.fixture
+def on(monkeypatch):
+    """A function that lets errors be judged as those of this kind of database."""
+
+    def on(kind):
+        monkeypatch.setattr(database, "db", kind.__new__(kind))
+        monkeypatch.setattr(database.db, "in_transaction", lambda: False, raising=False)
+
+    return on
+
+
+@pytest.mark.parametrize(("kind", "error"), CONFLICTS.values(), ids=CONFLICTS)
+def test_a_conflict_is_retried_after_a_random_pause(on, kind, error, pauses):
+    on(kind)
     operation, attempts = fail(9, error)
     assert operation("argument") == "done"
     assert attempts == ["argument"] * 10
     assert len(set(pauses)) > 1 and min(pauses) > 0 and max(pauses) < 1
 
 
-@pytest.mark.parametrize("error", FAULTS.values(), ids=FAULTS)
-def test_any_other_fault_is_not_retried(error):
+@pytest.mark.parametrize(("kind", "error"), FAULTS.values(), ids=FAULTS)
+def test_any_other_fault_is_not_retried(on, kind, error):
+    on(kind)
     operation, attempts = fail(1, error)
     with pytest.raises(type(error)):
         operation("argument")
     assert len(attempts) == 1
 
 
-def test_a_conflict_is_not_retried_once_its_time_is_up(monkeypatch):
-    operation, attempts = fail(9, CONFLICTS["a locked SQLite database"])
+def test_a_conflict_is_not_retried_once_its_time_is_up(on, monkeypatch):
+    kind, error = CONFLICTS["a locked SQLite database"]
+    on(kind)
+    operation, attempts = fail(9, error)
     clock = iter(range(0, 100, 2))
-    monkeypatch.setattr(models.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(database.time, "monotonic", lambda: next(clock))
     with pytest.raises(peewee.OperationalError):
         operation("argument")
     assert len(attempts) == 3  # at 2, 4 and 6 seconds, with 5 allowed
 
 
-def test_a_part_of_a_transaction_is_not_retried_by_itself(app):
-    operation, attempts = fail(1, CONFLICTS["a deadlock in PostgreSQL"])
-    with pytest.raises(peewee.OperationalError), database.atomic():
+def test_a_part_of_a_transaction_is_not_retried_by_itself(app, monkeypatch):
+    monkeypatch.setattr(database.db, "is_conflict", lambda error: True, raising=False)
+    operation, attempts = fail(1, peewee.OperationalError())
+    with pytest.raises(peewee.OperationalError), database.db.atomic():
         operation("argument")
     assert len(attempts) == 1
 
@@ -92,13 +104,12 @@ def test_a_part_of_a_transaction_is_not_retried_by_itself(app):
 def test_two_uploads_that_wait_for_each_other_are_both_carried_out(app, monkeypatch):
     """Each changes the course that the other changes next; on SQLite, the second begins when the first has ended."""
     monkeypatch.setattr(models, "BATCH", 1)
-    monkeypatch.setattr(database, "statement_limit", "", raising=False)  # else a slow machine meets it first
     meeting = threading.Barrier(1 if SQLITE else 2, timeout=10)
     met = threading.local()
 
     def meet(items):
         for number, item in enumerate(items):
-            if number == 1 and database.in_transaction() and not hasattr(met, "once"):
+            if number == 1 and database.db.in_transaction() and not hasattr(met, "once"):
                 met.once = True
                 with contextlib.suppress(threading.BrokenBarrierError):
                     meeting.wait()
@@ -107,9 +118,9 @@ def test_two_uploads_that_wait_for_each_other_are_both_carried_out(app, monkeypa
     def upload(codes, instructor):
         rows = {code: {"code": code, "name": "Shared", "instructor": instructor} for code in codes}
         try:
-            return Course.add_courses(rows, update=True, watch=meet)
+            return Course.add_courses(rows, update=True, progress=meet)
         finally:
-            database.close()
+            database.db.close()
 
     with concurrent.futures.ThreadPoolExecutor() as clients:
         counts = clients.map(upload, (("CSE115", "CSE465"), ("CSE465", "CSE115")), ("Ada", "Bob"))

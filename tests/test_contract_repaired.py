@@ -3,13 +3,14 @@
 import json
 import logging
 
-import peewee
 import pytest
 import webtest
 from catalogue import CSE115, NEW, get
 from description import check_error
+from faults import sqlite_error
 
 import course_api
+import database
 import models
 
 # -- Bodies ------------------------------------------------------------------------------------------------------------
@@ -114,8 +115,8 @@ def test_head_has_the_headers_of_get_and_no_body(client, path):
     "fault",
     [
         lambda code: 1 / 0,
-        lambda code: models.database.execute_sql("SELEKT 1"),
-        lambda code: models.database.execute_sql("SELECT nothing FROM courses"),
+        lambda code: database.db.execute_sql("SELEKT 1"),
+        lambda code: database.db.execute_sql("SELECT nothing FROM courses"),
     ],
     ids=["Python", "syntax of SQL", "a column that is missing"],
 )
@@ -133,9 +134,9 @@ def test_a_mistake_in_the_code_is_a_500_with_a_traceback_in_the_log_only(app, mo
 @pytest.mark.parametrize("path", ["/health", "/courses"])
 def test_a_database_that_is_not_available_is_a_503(client, monkeypatch, caplog, path):
     def fail(*_):
-        raise peewee.OperationalError("disk I/O error at /secret/path")
+        raise sqlite_error("IOERR", "disk I/O error at /secret/path")
 
-    monkeypatch.setattr(models.database, "execute_sql", fail)
+    monkeypatch.setattr(database.db, "execute_sql", fail)
     response = client.get(path, status=503)
     check_error(response, "the database is not available; try again soon")
     assert response.headers["Retry-After"] == "1"

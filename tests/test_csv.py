@@ -1,4 +1,4 @@
-"""Files as spreadsheets and student information systems write them, read by models.read_csv."""
+"""Files as spreadsheets and student information systems write them, read by course_files.read_csv."""
 
 import contextlib
 import csv
@@ -10,13 +10,14 @@ import pytest
 from catalogue import FIELDS, NAME_RULE, REQUIRED
 from hypothesis import strategies
 
+import course_files
 import models
 
 
 def read(data, encoding=""):
     """Return the code, name and instructor of each row, by its line."""
     data = data if isinstance(data, bytes) else data.encode()
-    rows = models.read_csv(models.decode_text(data, encoding))
+    rows = course_files.read_csv(course_files.decode_text(data, encoding))
     return {line: tuple(row.get(field, "").strip() for field in REQUIRED) for line, row in rows.items()}
 
 
@@ -75,20 +76,20 @@ def test_whatever_encoding_is_declared_there_are_rows_or_a_sentence():
     for encoding in {*encodings.aliases.aliases.values(), "undefined", "idna", "punycode", "a b", "é"}:
         for data in (b"code,name,instructor\nA,a,a\n", bytes(range(256)), "\ufeffcode".encode("utf-16")):
             with contextlib.suppress(models.ValidationError):
-                text = models.decode_text(data, encoding)
+                text = course_files.decode_text(data, encoding)
                 assert text.encode()  # no surrogates
-                models.read_csv(text)
+                course_files.read_csv(text)
 
 
 def test_a_row_keeps_the_fields_of_a_course_only_however_many_columns_there_are():
-    rows = models.read_csv("a,code,,name,instructor" + ",b" * 4000 + "\n1,A,,a,a\n2,B\n")
+    rows = course_files.read_csv("a,code,,name,instructor" + ",b" * 4000 + "\n1,A,,a,a\n2,B\n")
     assert not any(row.keys() - FIELDS for row in rows.values())
     kept = {line: [row[field] for field in REQUIRED] for line, row in rows.items()}
     assert kept == {2: ["A", "a", "a"], 3: ["B", "", ""]}
 
 
 def test_a_row_with_more_cells_than_columns_is_named_by_its_line():
-    rows = models.read_csv('code,name,instructor\nB,b,b,\n\nA,a,a,b\nC,"c\nd",c\n')
+    rows = course_files.read_csv('code,name,instructor\nB,b,b,\n\nA,a,a,b\nC,"c\nd",c\n')
     with pytest.raises(models.UploadError) as refused:
         models.Course.add_courses(rows, unit="line", dry_run=True)
     (extra, line_break) = refused.value.rows

@@ -12,7 +12,7 @@ import torture
 from catalogue import COURSE, LOGIN, course, without_id
 from servers import ask, execute, find_ports, new_database, nginx, pgbouncer, server_url
 
-import models
+import database
 
 pytestmark = pytest.mark.sqlite
 integration = pytest.mark.integration
@@ -162,11 +162,11 @@ def test_text_is_utf_8_whatever_the_url_says(serve, server, query):
 
 
 def test_health_is_503_while_the_courses_table_is_gone(stranger):
-    models.database.execute_sql("ALTER TABLE courses RENAME TO away")
+    database.db.execute_sql("ALTER TABLE courses RENAME TO away")
     try:
         stranger.get("/health", status=503)
     finally:
-        models.database.execute_sql("ALTER TABLE away RENAME TO courses")
+        database.db.execute_sql("ALTER TABLE away RENAME TO courses")
     stranger.get("/health", status=200)
 
 

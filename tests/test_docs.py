@@ -122,7 +122,7 @@ def test_the_page_lets_nothing_run_but_its_own_files(stranger):
 
 
 def test_the_root_leads_to_the_page(stranger):
-    assert "SwaggerUIBundle" in stranger.get("/", status=302).follow(status=200).text
+    assert "swagger_bundle.js" in stranger.get("/", status=302).follow(status=200).text
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "redoc.js", "swagger_bundle.js.map", "..%2f__init__.py"])
@@ -141,7 +141,9 @@ def test_the_collection_has_a_request_for_every_route():
             if request["method"] not in ("HEAD", "OPTIONS"):  # Bottle answers them from the other routes
                 route, _ = course_api.app.match({"REQUEST_METHOD": request["method"], "PATH_INFO": path})
                 routes.add((route.method, route.rule.rstrip("/")))
-    assert routes == {(route.method, route.rule.rstrip("/")) for route in course_api.app.routes}
+    expected = {(route.method, route.rule.rstrip("/")) for route in course_api.app.routes}
+    assert routes >= {(method, rule) for method, rule in expected if not rule.startswith("/docs/")}
+    assert routes <= expected
 
 
 @pytest.mark.integration

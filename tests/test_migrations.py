@@ -11,9 +11,11 @@ from playhouse.migrations import Runner
 from processes import SQLITE, database_url
 from servers import ask_at_once
 
+import database
 import models
+from database import MIGRATIONS
 
-STEPS = sorted(path.stem for path in models.MIGRATIONS.glob("*.py"))
+STEPS = sorted(path.stem for path in MIGRATIONS.glob("*.py"))
 
 
 @contextlib.contextmanager
@@ -26,7 +28,7 @@ def connected(folder):
 
 def history(folder):
     with connected(folder) as database:
-        return sorted(Runner(database, models.MIGRATIONS).applied())
+        return sorted(Runner(database, MIGRATIONS).applied())
 
 
 # -- The first release -------------------------------------------------------------------------------------------------
@@ -35,7 +37,7 @@ def history(folder):
 def make_first_release(folder):
     """Make a database as the first release made it, which kept no history of its schema."""
     with connected(folder) as database:
-        Runner(database, models.MIGRATIONS).up(STEPS[0])
+        Runner(database, MIGRATIONS).up(STEPS[0])
         database.execute_sql("DROP TABLE schema_migration")
         database.execute_sql(
             "INSERT INTO courses (code, name, instructor) VALUES ('a', 'Old', 'Grace'), ('B', 'x', 'y')"
@@ -90,7 +92,7 @@ def test_copies_that_start_at_once_bring_a_database_up_to_date_once_and_agree_on
 @pytest.mark.parametrize("program", ["seed.py", "course_api.py"])
 def test_a_database_of_a_newer_version_is_left_alone(run, tmp_path, program):
     with connected(tmp_path) as database:
-        runner = Runner(database, models.MIGRATIONS)
+        runner = Runner(database, MIGRATIONS)
         runner.up()
         runner.History.create(name="0999_later")
     refused = run(program)
@@ -100,21 +102,20 @@ def test_a_database_of_a_newer_version_is_left_alone(run, tmp_path, program):
 
 
 def test_a_step_that_fails_leaves_everything_as_it_was(app, monkeypatch, tmp_path):
-    steps = shutil.copytree(models.MIGRATIONS, tmp_path / "migrations")
+    steps = shutil.copytree(MIGRATIONS, tmp_path / "migrations")
     steps.joinpath("0998_bad.py").write_text(
         """def up(migrator, db):
     db.execute_sql("CREATE TABLE half_done (id INTEGER)")
     db.execute_sql("SELECT nonsense")
 """
     )
-    monkeypatch.setattr(models, "MIGRATIONS", str(steps))
-    monkeypatch.setattr(models.database, "statement_limit", "", raising=False)  # as before the start of the server
-    with pytest.raises(SystemExit, match=r"cannot use the database .*nonsense"), models.exit_if_unusable():
-        models.init_db()
-    final = isinstance(models.database, peewee.MySQLDatabase)  # has no transactions for this
-    assert models.database.table_exists("half_done") == final
-    models.database.execute_sql("DROP TABLE IF EXISTS half_done")
-    assert sorted(Runner(models.database, steps).applied()) == STEPS
+    monkeypatch.setattr(database, "MIGRATIONS", str(steps))
+    with pytest.raises(SystemExit, match=r"cannot use the database .*nonsense"), database.exit_if_unusable():
+        database.init_db()
+    final = isinstance(database.db, peewee.MySQLDatabase)  # has no transactions for this
+    assert database.db.table_exists("half_done") == final
+    database.db.execute_sql("DROP TABLE IF EXISTS half_done")
+    assert sorted(Runner(database.db, steps).applied()) == STEPS
 
 
 # -- The tutorial ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 from catalogue import COURSE, CSE115, EXPORT_HEADER, HEADER, NAME_RULE, course, insert_sql, make_csv
 from processes import PYTHON, ROOT, database_url
 
+import database
 import models
 import seed
 from models import Course, User
@@ -353,7 +354,7 @@ def execute(path, script):
 def test_a_backup_is_whole_and_never_overwrites(command, tmp_path):
     models.SigningKey.get_key()
     assert tell(command("backup", "b.db")) == "Copied the database to b.db."
-    assert contents(tmp_path / "b.db") == contents(models.database.database)
+    assert contents(tmp_path / "b.db") == contents(database.db.database)
     assert (tmp_path / "b.db").read_bytes()[18:20] == b"\1\1"  # no WAL, which takes a folder that can be written to
     import_text(command, make_csv(*CATALOGUE))
     before = (tmp_path / "b.db").read_bytes()
@@ -413,15 +414,15 @@ DAMAGE = {
 def test_restore_refuses_what_is_no_sound_backup_and_changes_nothing(command, tmp_path, damage):
     command("random", "500")
     command("backup", "b.db")
-    before = contents(models.database.database)
+    before = contents(database.db.database)
     damage(tmp_path / "b.db")
     assert "b.db" in fail(command("restore", "b.db"))
-    assert contents(models.database.database) == before
+    assert contents(database.db.database) == before
 
 
 @pytest.mark.parametrize(("name", "tools"), [("backup", "pg_dump or mariadb-dump"), ("restore", "pg_restore")])
 def test_backup_and_restore_name_the_servers_own_tools(command, monkeypatch, name, tools):
-    monkeypatch.setattr(models, "POOLED", True)
+    monkeypatch.setattr(database.db, "pooled", True)
     assert tools in fail(command(name, "b.db"))
 
 

@@ -12,6 +12,7 @@ from servers import ask_at_once
 
 import course_api
 import models
+import settings
 
 WRONG = LOGIN | {"password": "wrong"}
 
@@ -117,7 +118,7 @@ PROXY = "192.0.2.80"
 )
 def test_the_trusted_proxy_names_the_client_in_any_form_and_nobody_else_does(monkeypatch, forwarded, address):
     for trusted, peer, expected in ((PROXY, PROXY, address), ("*", PROXY, address), (PROXY, "::1", "::1")):
-        monkeypatch.setattr(course_api, "trusted_proxy", trusted)
+        monkeypatch.setattr(settings, "TRUSTED_PROXY", trusted)
         environ = {"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded}
         bottle.request.bind(environ)
         course_api.trust_proxy()

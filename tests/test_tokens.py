@@ -85,7 +85,7 @@ def test_a_login_with_a_missing_or_bad_field_is_refused(stranger, login, error):
 
 def test_only_login_health_and_the_docs_are_public():
     public = {route.rule for route in course_api.app.routes if route.config.get("public")}
-    files = {"/openapi.yaml", "/docs", "/docs/swagger_bundle.js", "/docs/swagger_style.css"}
+    files = {"/openapi.yaml", "/docs", "/docs/docs.js", "/docs/swagger_bundle.js", "/docs/swagger_style.css"}
     assert public == {"/login", "/health", "/"} | files
 
 

@@ -38,7 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import processes
 from servers import find_ports, nginx, own_postgres, wait_until
 
-import course_api
+from server import LINGER_SECONDS
 
 SETTINGS = {"TOKEN_SECONDS": "100000", "LOGIN_LIMIT": "1000000/minute"}
 ONE, PAGE = "/courses/CSE115", "/courses?limit=50&sort=-name"
@@ -262,7 +262,7 @@ def term(folder, rounds=10):
 
     def work(client):
         if client.number >= 16 and signalled.wait(random.uniform(0, 2)):
-            time.sleep(course_api.LINGER_SECONDS + random.uniform(0, 0.03))
+            time.sleep(LINGER_SECONDS + random.uniform(0, 0.03))
         if random.random() < 0.5:
             ledger.write(client, functools.partial(ask, client))
         else:

@@ -1,0 +1,150 @@
+"""Every setting, once: its name, its default, what it means and which values it takes.
+
+Settings are environment variables, read when this module is imported. A bad value stops the program with one line.
+NAME_FILE can name a file that holds the value, such as a Docker secret.
+"""
+
+import ipaddress
+import os
+import pathlib
+import re
+import sys
+
+import limits
+
+MEANINGS = {}  # of each setting: its default and its sentence, for --help and the README
+
+
+def setting(name, default, meaning, parse=str):
+    """Return the value of a setting, as `parse` returns it. `parse` raises ValueError with the rule in words."""
+    MEANINGS[name] = (default, meaning)
+    try:
+        return parse(read(name) or default)
+    except ValueError as rule:
+        sys.exit(f"{name} must be {rule}; see python course_api.py --help")
+
+
+def read(name):
+    """Return the text of a setting without white space at its ends, from the file of NAME_FILE if that is set."""
+    path = os.environ.get(f"{name}_FILE", "").strip()
+    if not path:
+        return os.environ.get(name, "").strip()
+    try:
+        text = pathlib.Path(path).read_text("utf-8-sig").strip()
+    except OSError as error:
+        sys.exit(f"{name}_FILE names {path}, which cannot be read: {error.strerror}")
+    except ValueError:
+        sys.exit(f"{name}_FILE names {path}, which is not UTF-8 text")
+    return text or sys.exit(f"{name}_FILE names {path}, which is empty")
+
+
+def describe():
+    """Return a line for each setting: its name, its meaning and its default."""
+    return "\n".join(f"    {name:<14} {text} ({default or 'none'})" for name, (default, text) in MEANINGS.items())
+
+
+# -- The kinds of values -----------------------------------------------------------------------------------------------
+
+
+def whole_number(minimum, maximum):
+    """Return a parser for whole numbers in this range."""
+
+    def parse(text):
+        if not re.fullmatch("[0-9]{1,10}", text) or not minimum <= int(text) <= maximum:
+            raise ValueError(f"a whole number from {minimum} to {maximum}")
+        return int(text)
+
+    return parse
+
+
+def pattern(regex, rule):
+    """Return a parser for texts that match a regular expression, which a rule puts in words."""
+
+    def parse(text):
+        if not re.fullmatch(regex, text):
+            raise ValueError(rule)
+        return text
+
+    return parse
+
+
+def yes_or_no(text):
+    return pattern("true|false|1|0", "true or false")(text.lower()) in ("true", "1")
+
+
+def secret_key(text):
+    key = os.fsencode(text)
+    if 0 < len(key) < 32:  # HS256's own length (RFC 7518 §3.2)
+        raise ValueError("32 bytes or more; make one with: openssl rand -hex 32")
+    return key
+
+
+def rate(text):
+    return limits.parse(
+        pattern(r"[1-9]\d* *(/|per) *\d* *(second|minute|hour|day|month|year)s?", "like 5/5minutes")(text)
+    )
+
+
+def storage(text):
+    """Return where failed logins are counted; nothing is connected yet. All times are in seconds."""
+    rule = "memory://, or like redis://host:6379 with requirements-servers.txt installed"
+    pattern(r"memory://|(redis|rediss|redis\+unix)://.+", rule)(text)
+    try:
+        timeouts = {"socket_timeout": 1, "socket_connect_timeout": 1}
+        return limits.storage.storage_from_string(text, wrap_exceptions=True, **timeouts)
+    except (limits.errors.ConfigurationError, ValueError):
+        raise ValueError(rule) from None
+
+
+def proxies(text):
+    if text in ("", "*"):
+        return text
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("an IP address such as 127.0.0.1, or *") from None
+
+
+def origins(text):
+    rule = "origins like https://a.example, or *"
+    return pattern(r"((\*|[A-Za-z][\w+.-]*://[^/,\s]+)([,\s]+|$))*", rule)(text).lower().replace(",", " ").split()
+
+
+# -- The settings ------------------------------------------------------------------------------------------------------
+
+URL_RULE = "like sqlite:///courses.db, postgresql://user:password@host/name or mysql://user:password@host/name"
+URL = pattern(r"sqlite:///.*|sqlite://|(postgres|postgresql|mysql|mariadb)://.*/.+", URL_RULE)
+PREFIX = pattern(r"(/[\w.~-]+)*", "a path like /catalogue, with no / at the end")
+LEVEL = pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
+
+HOST = setting("HOST", "127.0.0.1", "address to listen on")
+PORT = setting("PORT", "5000", "port to listen on; 0 takes a free one", whole_number(0, 65535))
+URL_PREFIX = setting("URL_PREFIX", "", "path below which the API lives, such as /catalogue", PREFIX)
+DATABASE_URL = setting(
+    "DATABASE_URL", "sqlite:///courses.db", "the database; sqlite:///:memory: keeps nothing on disk", URL
+)
+SECRET_KEY = setting(
+    "SECRET_KEY",
+    "",
+    "key that signs the tokens, 32 bytes or more; unset, one is made and kept in the database",
+    secret_key,
+)
+TOKEN_SECONDS = setting("TOKEN_SECONDS", "200", "token lifetime in seconds", whole_number(1, 10**9))
+PUBLIC_READ = setting("PUBLIC_READ", "false", "true: courses can be read without a token", yes_or_no)
+LOGIN_LIMIT = setting(
+    "LOGIN_LIMIT", "5/5minutes", "failed logins allowed per user name and address; ten times as many per address", rate
+)
+LIMIT_STORAGE = setting(
+    "LIMIT_STORAGE", "memory://", "where failed logins are counted; redis://host:6379 for several processes", storage
+)
+TRUSTED_PROXY = setting(
+    "TRUSTED_PROXY", "", "address of the proxy whose X-Forwarded-For is believed, or * for any", proxies
+)
+CORS_ORIGINS = setting(
+    "CORS_ORIGINS",
+    "",
+    "web pages that may use the API, such as https://a.example, https://b.example; * for all",
+    origins,
+)
+THREADS = setting("THREADS", "4", "requests handled at once, plus up to 16 logins", whole_number(1, 1000))
+LOG_LEVEL = setting("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR; INFO logs each request", LEVEL)
