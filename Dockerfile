@@ -10,18 +10,15 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin course \
 WORKDIR /app
 COPY requirements.txt requirements-servers.txt ./
 RUN pip install --root-user-action=ignore --requirement requirements.txt --requirement requirements-servers.txt
-COPY *.py ./
+COPY *.py deploy/health.py ./
 COPY docs ./docs
 COPY migrations ./migrations
 RUN python -m compileall -q .
 
 USER 10001:10001
-ENV HOST=0.0.0.0 PORT=5000 DATABASE_URL=sqlite:////data/courses.db
+# Temporary files go to the volume, since the rest may be read-only.
+ENV HOST=0.0.0.0 PORT=5000 DATABASE_URL=sqlite:////data/courses.db TMPDIR=/data
 VOLUME /data
 EXPOSE 5000
-HEALTHCHECK --interval=30s --timeout=5s --start-period=5s CMD ["python", "-c", \
-    "import http.client, os, sys; \
-    api = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); \
-    api.request('GET', '/health'); \
-    sys.exit(api.getresponse().status != 200)"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=5s CMD ["python", "health.py"]
 CMD ["python", "course_api.py"]
