@@ -131,32 +131,78 @@ def running(command, port, log, **options):
 # -- nginx -------------------------------------------------------------------------------------------------------------
 
 
+def rewrite(text, *changes):
+    """Return a text with regular expressions replaced, each of which must be there."""
+    for pattern, replacement in changes:
+        text, found = re.subn(pattern, replacement, text)
+        assert found, pattern
+    return text
+
+
 def configure_nginx(folder, port, copies, location="/", upstream="http://api"):
     """Write deploy/nginx.conf to a folder, changed to these ports, on which nginx and the copies of the API listen.
 
     Paths below `location` go to `upstream`. Returns the file's path.
     """
-    text = (ROOT / "deploy/nginx.conf").read_text()
-    for pattern, replacement in (
+    text = rewrite(
+        (ROOT / "deploy/nginx.conf").read_text(),
         (r"server api:5000 resolve(.*);", "\n".join(rf"server 127.0.0.1:{copy}\1;" for copy in copies)),
         (r"listen 8080;", f"listen 127.0.0.1:{port};"),
         (r" /tmp/", f" {folder}/"),
         (r"location / {\s+proxy_pass http://api;", f"location {location} {{ proxy_pass {upstream};"),
-    ):
-        text, found = re.subn(pattern, replacement, text)
-        assert found, pattern
+    )
+    path = pathlib.Path(folder, "nginx.conf")
+    path.write_text(text)
+    return path
+
+
+def make_certificate(folder, name):
+    """Make a certificate for a host name and 127.0.0.1, signed by itself; return the paths of it and of its key."""
+    certificate, key = f"{folder}/fullchain.pem", f"{folder}/privkey.pem"
+    command = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+def configure_site(folder, port, copies, redirect_port, tls_port):
+    """Write deploy/nginx-site.conf, and the distribution's nginx.conf that includes it, to a folder.
+
+    The API listens on the only one of `copies`; `redirect_port` and `tls_port` take the place of 80 and 443. On `port`,
+    nginx does the same as on `tls_port`, without TLS. Returns the main file's path.
+    """
+    (copy,) = copies
+    make_certificate(folder, "courses.example.com")
+    site = rewrite(
+        (ROOT / "deploy/nginx-site.conf").read_text(),
+        (r"server 127\.0\.0\.1:5000", f"server 127.0.0.1:{copy}"),
+        (r"listen \[::\]:.*;\n", "\n"),
+        (r"listen 80;", f"listen 127.0.0.1:{redirect_port};"),
+        (r"listen 443 ssl http2;", f"listen 127.0.0.1:{tls_port} ssl http2; listen 127.0.0.1:{port};"),
+        (r"/etc/letsencrypt/live/courses\.example\.com|/var/log/nginx", str(folder)),
+    )
+    pathlib.Path(folder, "site.conf").write_text(site)
+    own = "".join(f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    text = rewrite(
+        pathlib.Path("/etc/nginx/nginx.conf").read_text(),
+        (r"(?m)^user .*;", ""),
+        (r"(?m)^pid .*;", f"pid {folder}/nginx.pid;"),
+        (r"/var/log/nginx", str(folder)),
+        (r"include /etc/nginx/conf\.d/\*\.conf;", own),
+        (r"/etc/nginx/sites-enabled/\*", f"{folder}/site.conf"),
+    )
     path = pathlib.Path(folder, "nginx.conf")
     path.write_text(text)
     return path
 
 
 @contextlib.contextmanager
-def nginx(folder, copies, **options):
+def nginx(folder, copies, configure=configure_nginx, **options):
     """Run nginx in front of copies of the API at these ports for the block; yield its URL. Its log is nginx.log."""
     if not NGINX:
         pytest.skip("install nginx: apt-get install nginx")
     (port,) = find_ports(1)
-    configuration = configure_nginx(folder, port, copies, **options)
+    configuration = configure(folder, port, copies, **options)
     command = [NGINX, "-e", "stderr", "-c", configuration, "-g", "daemon off; user root;"]
     with running(command, port, pathlib.Path(folder, "nginx.log")):
         yield f"http://127.0.0.1:{port}"
