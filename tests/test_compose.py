@@ -63,9 +63,21 @@ def test_every_secret_is_a_file_that_is_neither_in_the_repository_nor_in_the_env
         assert files and {path.removeprefix("/run/secrets/") for path in files} <= mounted
 
 
+def read_size(text):
+    """Return a size such as 64m in bytes."""
+    number, unit = re.fullmatch(r"(\d+)([kmg]?)", str(text)).groups()
+    return int(number) << {"": 0, "k": 10, "m": 20, "g": 30}[unit]
+
+
 def test_every_service_has_a_limit_of_memory_that_holds_its_temporary_files(services):
     """Files in a tmpfs count as memory."""
     for service in services.values():
-        limit = int(service["mem_limit"])
-        sizes = [re.search(r"size=(\d+)m", mount) for mount in service.get("tmpfs", [])]
-        assert all(sizes) and sum(int(size[1]) << 20 for size in sizes) <= limit / 2
+        sizes = [read_size(re.search(r"size=(\w+)", mount)[1]) for mount in service.get("tmpfs", [])]
+        assert sum(sizes) <= read_size(service["mem_limit"]) / 2
+
+
+def test_the_apis_user_can_write_temporary_files(services):
+    text = (ROOT / "Dockerfile").read_text()
+    user, folder = re.search(r"(?m)^USER (\d+)", text)[1], re.search(r"TMPDIR=(\S+)", text)[1]
+    (mount,) = services["api"]["tmpfs"]
+    assert mount.startswith(f"{folder}:") and f"uid={user}" in mount

@@ -176,6 +176,17 @@ def test_a_get_is_sent_to_another_copy(tmp_path):
     assert copies[0].requests and copies[1].requests == 4
 
 
+def test_an_upload_that_nginx_cannot_store_gets_503_and_others_are_served(tmp_path):
+    """As when its /tmp is full."""
+    copy = Copy().start()
+    with nginx(tmp_path, [copy.port]) as url:
+        (tmp_path / "body").rmdir()
+        status, headers, body = ask(url, "POST", "/courses", "x" * (4 << 20))
+        assert (status, headers["Retry-After"], copy.requests) == (503, "1", 0)
+        assert json.loads(body).keys() == {"error"}
+        assert ask(url, "POST", "/courses", {})[0] == 200
+
+
 # -- The site of a host ------------------------------------------------------------------------------------------------
 
 
