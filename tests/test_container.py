@@ -91,8 +91,8 @@ def test_the_health_check_asks_where_the_api_listens(launch, host, address):
     assert check_health(settings) == (0, '{"status": "ok"}\n')
 
 
-def test_the_health_check_asks_where_the_api_listens_on_ipv6(launch):
-    for host in ("::1", "::"):
+def test_the_health_check_asks_where_the_api_listens_on_ipv6_and_on_both(launch):
+    for host in ("::1", "::", "*"):
         _, settings = launch(IMAGE, HOST=host)
         assert check_health(settings) == (0, '{"status": "ok"}\n')
 
