@@ -10,8 +10,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
-from servers import find_ports
+from servers import ROOT, find_ports
 
 pytestmark = pytest.mark.sqlite
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
@@ -51,7 +50,8 @@ def launch(start, seeded, tmp_path):
 
 def check_health(settings):
     """Return the exit status of the image's health check, and what it prints."""
-    done = subprocess.run(health_command(), env=settings, capture_output=True, text=True, timeout=20)
+    environment = settings | {"PYTHONPATH": str(ROOT)}  # in the image, it lies beside the other programs
+    done = subprocess.run(health_command(), env=environment, capture_output=True, text=True, timeout=20)
     return done.returncode, done.stdout + done.stderr
 
 

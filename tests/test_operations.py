@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import ROOT
+from servers import ROOT
 
 pytestmark = pytest.mark.sqlite
 COMMANDS = re.findall(r"(?m)^\$log \| (.*?) +# (.*)$", (ROOT / "docs/operations.md").read_text())

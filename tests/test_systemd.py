@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from servers import ROOT
 
 pytestmark = pytest.mark.sqlite
 UNITS = sorted((ROOT / "deploy").glob("course-api*.*"))

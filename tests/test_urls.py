@@ -8,8 +8,7 @@ import subprocess
 import tempfile
 
 import pytest
-from conftest import ROOT
-from servers import UNPRIVILEGED, execute, find_ports, make_certificate, own_postgres, running
+from servers import ROOT, UNPRIVILEGED, execute, find_ports, make_certificate, own_postgres, running
 
 pytestmark = [pytest.mark.integration, pytest.mark.sqlite]
 SECTION = (ROOT / "docs/operations.md").read_text().partition("## Other databases")[2].partition("\n## ")[0]
