@@ -8,11 +8,11 @@ import re
 import msgspec
 
 from fields import ValidationError
-from models import DEFAULTS, FIELDS, NO_LIMIT, TEXTS, split_array
+from models import DEFAULTS, FIELDS, NO_LIMIT, TEXTS, join_words, split_array
 
 # Python's encodings of text that no spreadsheet writes: some decode to surrogates, some take quadratic time.
 NO_CHARSETS = {"utf-7", "punycode", "idna", "unicode-escape", "raw-unicode-escape"}
-NUMBERS = [field for field in FIELDS if field not in TEXTS]
+NEEDED = [field for field in FIELDS if field not in DEFAULTS]
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -64,12 +64,13 @@ def read_csv(text, max_rows=NO_LIMIT):
 
 
 def read_row(cells, columns, width):
-    """Return the fields of a row of cells, or the ValidationError if it has more cells than there are columns."""
+    """Return the fields of a row of cells, or the ValidationError of a bad one; a blank number is not given."""
     if any(cell.strip() for cell in cells[width:]):
         return ValidationError("there are more cells than columns; put quotes around a cell that has a separator")
     row = {field: cells[column] if column < len(cells) else "" for field, column in columns}
+    given = {field: text for field, text in row.items() if field in TEXTS or text.strip()}
     try:
-        return row | {field: FIELDS[field].parse(row[field]) for field in NUMBERS if row.get(field, "").strip()}
+        return {field: text if field in TEXTS else FIELDS[field].parse(text) for field, text in given.items()}
     except ValidationError as error:
         return error
 
@@ -88,9 +89,10 @@ def read_header(text, delimiters):
     for field in FIELDS:
         if headers[best].count(field) > 1:
             raise ValidationError(f"the column {field} is named twice; remove one of them")
-        if field not in headers[best] and field not in DEFAULTS:
+        if field in NEEDED and field not in headers[best]:
             found = " ".join(text[:200].splitlines()[:1]).strip() or "(blank)"
-            raise ValidationError(f"the first line must name the columns code, name and instructor, but is: {found}")
+            columns = join_words(NEEDED, "and")
+            raise ValidationError(f"the first line must name the columns {columns}, but is: {found}")
     return best, headers[best]
 
 

@@ -227,8 +227,11 @@ class MariaDB(ServerPool, PooledMySQLDatabase):
     def upsert(self, key, columns):  # noqa: ARG002 (MariaDB finds the key itself)
         return "ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = VALUES({name})" for name in columns)
 
-    def is_duplicate(self, error, table, column):  # noqa: ARG002 (the message names only the index)
-        return error.args[0] == 1062 and re.search(rf"['._]{column}'$", str(error.args[1])) is not None
+    def is_duplicate(self, error, table, column):
+        index = re.search(r"([^.']+)'$", str(error.args[1]))  # the message names only the index
+        if error.args[0] != 1062 or not index:
+            return False
+        return any(one.name == index[1] and one.columns == [column] for one in self.get_indexes(table))
 
     def is_conflict(self, error):
         return error.args[0] in (1020, 1213)  # a changed row, a deadlock

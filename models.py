@@ -26,6 +26,7 @@ from fields import Password, Text, ValidationError, WholeNumber
 
 BATCH = 1000  # courses in one INSERT
 NO_LIMIT = 2**62  # rows
+ANY_NUMBER = WholeNumber(-(2**63), 2**63 - 1)  # that a database can store; another program may break a field's rule
 split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 # -- Courses -----------------------------------------------------------------------------------------------------------
@@ -56,6 +57,7 @@ class Course(db.Model):
 
         Raises ValidationError for a bad field, peewee.IntegrityError if the code is taken.
         """
+        check_names(others)
         return cls.insert_course(clean_course({"code": code, "name": name, "instructor": instructor} | others), by)
 
     @classmethod
@@ -64,6 +66,7 @@ class Course(db.Model):
 
         Raises ValidationError for a bad field.
         """
+        check_names(others)
         fields = {"instructor": instructor, "name": name} | others
         given = {field: value for field, value in fields.items() if value is not None}
         return cls.change_course(code, clean_fields(given), old, by)
@@ -86,7 +89,7 @@ class Course(db.Model):
         Given `old`, a course as a dict, it must also be unchanged since.
         """
         condition, key = match_course(code, old)
-        values = [change.get(field) for field in FIELDS if field != "code"]
+        values = [change.get(field) for field in CHANGEABLE]
         return db.execute_sql(UPDATE_COURSE + condition, (*values, by, by, *key)).rowcount > 0
 
     @classmethod
@@ -167,10 +170,19 @@ class Course(db.Model):
             except peewee.IntegrityError as error:
                 if update or not db.is_duplicate(error, "courses", "code"):
                     raise
-        for codes in [] if update else peewee.chunked(courses, BATCH):
-            taken = cls.select(cls.code).where(cls.code.in_(codes)).tuples()
-            duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for (code,) in taken]
+                duplicates = cls.find_taken(courses)
+        elif not update:
+            duplicates += cls.find_taken(courses)
         raise UploadError(invalid, duplicates)
+
+    @classmethod
+    def find_taken(cls, courses):
+        """Return an error, with its row's number, for each of these courses, as of check_rows, whose code exists."""
+        errors = []
+        for codes in peewee.chunked(courses, BATCH):
+            taken = cls.select(cls.code).where(cls.code.in_(codes)).tuples()
+            errors += [(courses[code][0], f"Course code {code} is in the courses already") for (code,) in taken]
+        return errors
 
     @classmethod
     @retry_conflicts
@@ -230,8 +242,8 @@ class Cursor(NamedTuple):
         """Return the cursor that str() has written; raise ValidationError for any other text."""
         match text.split(":", 2):
             case sort, number, value if sort in SORTS and re.fullmatch("[0-9]{1,18}", number) and "\0" not in value:
-                field = FIELDS.get(sort.removeprefix("-"))
-                return cls(sort, int(number), field.parse(value) if isinstance(field, WholeNumber) else value)
+                is_number = isinstance(FIELDS.get(sort.removeprefix("-")), WholeNumber)
+                return cls(sort, int(number), ANY_NUMBER.parse(value) if is_number else value)
         raise ValidationError("after must be copied from the link to the next page")
 
 
@@ -284,6 +296,13 @@ def search(q):
 
 
 # Validation: a course is checked once, before the query.
+
+
+def check_names(arguments):
+    """Raise TypeError for a keyword argument that is no field, as Python does where each has a parameter."""
+    for name in arguments:
+        if name not in FIELDS:
+            raise TypeError(f"a course has no field {name}; its fields are {join_words(list(FIELDS), 'and')}")
 
 
 def clean_fields(document, names=FIELDS):
