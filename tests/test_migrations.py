@@ -86,6 +86,12 @@ def test_copies_that_start_at_once_bring_a_database_up_to_date_once_and_agree_on
     assert [copy.request("/courses", **bearer)[0] for copy in copies] == [200] * 4
 
 
+def test_a_program_that_imports_the_api_can_prepare_a_new_database(run, tmp_path):
+    (tmp_path / "program.py").write_text("import course_api\ncourse_api.database.init_db()\n")
+    assert run(tmp_path / "program.py").returncode == 0
+    assert history(tmp_path) == STEPS
+
+
 # -- Newer releases, and steps that fail -------------------------------------------------------------------------------
 
 

@@ -1,10 +1,12 @@
 """Who may do what: users who may only read, users who are deleted, and reading without a token."""
 
+import peewee
 import pytest
 from catalogue import CHANGE, CSE115, NEW
 from description import Client, check_error
 
 import course_api
+import database
 import models
 import settings
 
@@ -68,6 +70,23 @@ def test_a_deleted_user_cannot_write(client, leaver, method, path, body):
     challenge = f'Bearer error="invalid_token", error_description="{reason}"'
     assert response.headers["WWW-Authenticate"] == challenge
     assert client.get("/courses").json == before
+
+
+def stored_users():
+    """Return every user as stored; on PostgreSQL also the transactions that have written or locked each row."""
+    columns = "xmin, xmax, *" if isinstance(database.db, peewee.PostgresqlDatabase) else "*"
+    return database.db.execute_sql(f"SELECT {columns} FROM users ORDER BY id").fetchall()
+
+
+@pytest.mark.parametrize("code", ["CSE115", "CSE999"])
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_a_refused_write_neither_changes_nor_locks_a_user(client, reader, method, code):
+    before = stored_users()
+    write(reader, method, f"/courses/{code}", CHANGE, status=403)
+    write(client, method, "/courses/CSE999", CHANGE, status=[400, 404])
+    write(reader, "POST", "/courses", NEW, status=403)
+    write(client, "POST", "/courses", CSE115, status=409)
+    assert stored_users() == before
 
 
 @pytest.mark.parametrize("query", ["", "?update=true"])

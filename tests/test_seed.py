@@ -127,6 +127,13 @@ def test_a_bad_user_name_or_password_is_refused_with_one_line(command, arguments
     assert User.match_user("faisal", "faisal")
 
 
+@pytest.mark.parametrize("role", ["--read-only", "--no-read-only"])
+def test_a_user_is_not_deleted_by_a_command_that_also_sets_the_role(command, role):
+    for options in (["--delete", role], [role, "--delete"]):
+        assert "not allowed with argument" in command("user", "faisal", *options).stderr
+    assert list_users(command) == {"faisal": "editor"}
+
+
 class Terminal:
     """A command of seed.py at a terminal of its own."""
 
@@ -440,6 +447,12 @@ def test_random_courses_are_the_same_for_the_same_seed(command):
     assert first == make("500", "--seed", "1")
     assert tell(command("random", "500")) == "Added 500 courses."
     assert Course.select().count() == 1000
+
+
+@pytest.mark.parametrize("number", ["-3", "0", "1.5", "many"])
+def test_a_number_of_courses_that_is_no_number_is_refused(command, number):
+    assert f"{number} is not a whole number, 1 or more" in command("random", number).stderr
+    assert Course.select().count() == 2
 
 
 def test_a_progress_bar_shows_at_a_terminal_only(run, tmp_path):
