@@ -96,11 +96,11 @@ def check_error(send, method, path, error, body=None, status=400, **headers):
     assert json.loads(send(method, path, body, status, **headers)[1])["error"] == error
 
 
-def add_credits(send, *credits):
+def add_courses(send, *credit_numbers):
     """Add a course for each number of credits, C0, C1 and so on, whose summaries are in another order."""
     rows = [
         BODY | {"code": f"C{number}", "credits": value, "summary": f"Summary {-value % 7}"}
-        for number, value in enumerate(credits)
+        for number, value in enumerate(credit_numbers)
     ]
     send("POST", "/courses", rows, 201)
     return rows
@@ -182,7 +182,7 @@ def test_a_change_of_the_field_changes_the_etag(send):
 
 @pytest.mark.parametrize("sort", ["credits", "-credits", "summary", "-summary"])
 def test_a_list_is_sorted_and_walked_by_the_field(folder, send, sort):
-    add_credits(send, 3, 12, 0, 3, 60, 12)
+    add_courses(send, 3, 12, 0, 3, 60, 12)
     execute(database_url(folder), "UPDATE courses SET credits = 99, summary = '99' WHERE code = 'C1'")
     field = sort.removeprefix("-")
     courses = sorted(get_list(send), key=lambda course: (course[field], course["id"]), reverse=sort.startswith("-"))
@@ -202,7 +202,7 @@ def test_a_cursor_that_no_link_has_is_refused(send, value):
 
 
 def test_a_number_is_a_filter_and_a_text_only_if_it_says_so(send):
-    rows = add_credits(send, 6, 0, 6)
+    rows = add_courses(send, 6, 0, 6)
     for value in (6, 0):
         codes = [row["code"] for row in rows if row["credits"] == value]
         assert [course["code"] for course in get_list(send, credits=value)] == codes
@@ -286,6 +286,6 @@ for method in (Course.add_course, Course.update_course):
 
 
 def test_the_route_is_protected_and_answers(server, send):
-    add_credits(send, 1, 2)
+    add_courses(send, 1, 2)
     assert json.loads(send("GET", "/instructors")[1]) == ["Ada Lovelace"]
     assert ask(server.url, "GET", "/instructors")[0] == 401
