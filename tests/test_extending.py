@@ -6,14 +6,13 @@ import shutil
 from urllib.parse import urlencode
 
 import pytest
+from catalogue import BODY, DEFAULTS, make_csv
 from processes import ROOT, Server, database_url, run_program
 from servers import ask, execute
 
 FIELDS, MIGRATION, ROUTE = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
-BODY = {"code": "CSE225", "name": "Data structures", "instructor": "Ada Lovelace"}
-NEW = BODY | {"credits": 0, "summary": ""}
+NEW = BODY | {"credits": 0, "summary": ""} | DEFAULTS
 ONE = "/courses/CSE225"
-HEADER = "code,name,instructor,credits,summary"
 RULE = "credits must be a whole number from 0 to 60"
 
 
@@ -145,21 +144,21 @@ def test_a_change_leaves_a_field_that_it_does_not_give(send):
     change = {"name": "Basics", "instructor": ""}
     send("POST", "/courses", BODY | given, 201)
     send("PUT", ONE, change, 204)
-    assert get(send) == BODY | given | change
+    assert get(send) == NEW | given | change
     send("PATCH", ONE, {"name": "Graphs"}, 204)
     send("POST", "/courses?update=true", [BODY], 200)
-    assert get(send) == BODY | given
+    assert get(send) == NEW | given
     send("POST", "/courses?update=true", f"code,name,instructor\n{','.join(BODY.values())}", Content_Type="text/csv")
-    assert get(send) == BODY | given
+    assert get(send) == NEW | given
 
 
 def test_a_change_sets_a_field_that_it_gives_and_0_is_a_value(send):
     send("POST", "/courses", BODY | {"credits": 6, "summary": "Trees"}, 201)
     send("PUT", ONE, BODY | {"credits": 0}, 204)
-    assert get(send) == BODY | {"credits": 0, "summary": "Trees"}
+    assert get(send) == NEW | {"summary": "Trees"}
     send("PATCH", ONE, {"credits": 7}, 204)
     send("PATCH", ONE, {"summary": ""}, 204)
-    assert get(send) == BODY | {"credits": 7, "summary": ""}
+    assert get(send) == NEW | {"credits": 7}
     send("POST", "/courses?update=true", BODY | {"credits": 0}, 200)
     assert get(send) == NEW
     check_error(send, "PATCH", ONE, "Course name or instructor's name must be provided", {"code": "CSE225"})
@@ -222,7 +221,7 @@ def test_a_search_finds_texts_and_no_numbers(send):
 
 # -- Files -------------------------------------------------------------------------------------------------------------
 
-FILE = f'{HEADER}\r\nCSE225,Data structures,Ada Lovelace,0,\r\nCSE226,Graphs,,6,"Trees, and more"\r\n'
+FILE = make_csv(NEW, NEW | {"code": "CSE226", "credits": 6, "summary": "Trees, and more"}, fields=NEW)
 
 
 def test_csv_has_the_field_and_is_taken_back_unchanged(send):
@@ -244,7 +243,7 @@ def test_seed_exports_and_imports_the_field(seed, send, folder):
 
 
 def test_a_blank_cell_of_a_number_is_not_given(send):
-    text = f"{HEADER}\nCSE225,Data structures,Ada Lovelace,  ,Trees\n"
+    text = "code,name,instructor,credits,summary\nCSE225,Data structures,Ada Lovelace,  ,Trees\n"
     send("POST", "/courses", text, 201, Content_Type="text/csv")
     assert get(send) == NEW | {"summary": "Trees"}
     send("PATCH", ONE, {"credits": 6}, 204)
@@ -254,7 +253,7 @@ def test_a_blank_cell_of_a_number_is_not_given(send):
 
 @pytest.mark.parametrize("cell", ["x", "1.5", "61", "-1", "true"])
 def test_a_bad_cell_is_named_by_its_line(send, cell):
-    text = f"{HEADER}\nCSE225,Data structures,Ada Lovelace,{cell},Trees\n"
+    text = f"code,name,instructor,credits\nCSE225,Data structures,Ada Lovelace,{cell}\n"
     rows = json.loads(send("POST", "/courses", text, 400, Content_Type="text/csv")[1])["rows"]
     assert rows == [{"row": 2, "error": RULE}]
 
@@ -275,8 +274,7 @@ for method in (Course.add_course, Course.update_course):
     try:
         method(code="B", name="B", instructor="", credit=3)
     except TypeError as error:
-        fields = "code, name, instructor, credits and summary"
-        assert str(error) == f"a course has no field credit; its fields are {fields}"
+        assert str(error).startswith("a course has no field credit; its fields are code, name, instructor, credits")
     else:
         raise AssertionError
 """
