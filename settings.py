@@ -117,16 +117,21 @@ URL = pattern(r"sqlite:///.*|sqlite://|(postgres|postgresql|mysql|mariadb)://.*/
 PREFIX = pattern(r"(/[\w.~-]+)*", "a path like /catalogue, with no / at the end")
 LEVEL = pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
 
-HOST = setting("HOST", "127.0.0.1", "address to listen on")
+HOST = setting("HOST", "127.0.0.1", "address to listen on; 0.0.0.0 listens on all of them")
 PORT = setting("PORT", "5000", "port to listen on; 0 takes a free one", whole_number(0, 65535))
-URL_PREFIX = setting("URL_PREFIX", "", "path below which the API lives, such as /catalogue", PREFIX)
+URL_PREFIX = setting(
+    "URL_PREFIX", "", "path below which the API lives, such as /catalogue, whether or not the proxy strips it", PREFIX
+)
 DATABASE_URL = setting(
-    "DATABASE_URL", "sqlite:///courses.db", "the database; sqlite:///:memory: keeps nothing on disk", URL
+    "DATABASE_URL",
+    "sqlite:///courses.db",
+    "the database; sqlite:///:memory: has the dummy data and keeps nothing on disk",
+    URL,
 )
 SECRET_KEY = setting(
     "SECRET_KEY",
     "",
-    "key that signs the tokens, 32 bytes or more; unset, one is made and kept in the database",
+    "key that signs the tokens, 32 bytes or more; unset, a random one is made once and kept in the database",
     secret_key,
 )
 TOKEN_SECONDS = setting("TOKEN_SECONDS", "200", "token lifetime in seconds", whole_number(1, 10**9))
@@ -147,4 +152,6 @@ CORS_ORIGINS = setting(
     origins,
 )
 THREADS = setting("THREADS", "4", "requests handled at once, plus up to 16 logins", whole_number(1, 1000))
-LOG_LEVEL = setting("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR; INFO logs each request", LEVEL)
+LOG_LEVEL = setting(
+    "LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR; INFO logs each request to standard output", LEVEL
+)

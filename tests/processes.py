@@ -7,6 +7,7 @@ the tests' own: import it before the code, which reads both.
 import atexit
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,8 @@ FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
 TEST_DATABASE_URL = os.environ.get("TEST_DATABASE_URL", "sqlite")
 SQLITE = TEST_DATABASE_URL.startswith("sqlite")
 PYTHON = (sys.executable, "-W", "error", "-W", "ignore::ResourceWarning")  # a process that ends closes its files
-SETTINGS = ("HOST", "PORT", "URL_PREFIX", "DATABASE_URL", "SECRET_KEY", "TOKEN_SECONDS", "PUBLIC_READ", "LOGIN_LIMIT")
-SETTINGS += ("LIMIT_STORAGE", "TRUSTED_PROXY", "CORS_ORIGINS", "THREADS", "LOG_LEVEL")
+# Every setting's name. The file is not imported yet, since it would read them.
+SETTINGS = re.findall(r'= setting\(\s*"([A-Z_]+)"', (ROOT / "settings.py").read_text())
 for setting in SETTINGS:
     os.environ.pop(setting, None)
     os.environ.pop(f"{setting}_FILE", None)

@@ -1,4 +1,4 @@
-"""The README's commands work and print what it says, and it lists every route and setting."""
+"""The README's commands work and print what it says, and it lists every route, setting and file."""
 
 import re
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from catalogue import only_required
-from processes import ROOT, SETTINGS, database_url
+from processes import ROOT, database_url
 
 import course_api
 import settings
@@ -49,16 +49,30 @@ def test_every_command_of_seed_works(run, tmp_path, text):
         assert done.returncode == 0, (command, done.stderr)
 
 
-def test_the_readme_lists_every_route_and_setting():
+def test_the_readme_lists_every_route():
     for route in course_api.app.routes:
         if not re.match("/courses/$|/docs/", route.rule):  # another way to write a route, and the files of a page
             assert f"`{route.method} {route.rule}`" in README
-    for name in SETTINGS:
-        assert f"| `{name}` |" in README
-        assert f"    {name} " in settings.describe()
 
 
-@pytest.mark.parametrize("path", ["README.md", "SECURITY.md", "CHANGELOG.md", "docs/operations.md"])
+def test_the_readme_has_the_table_of_the_settings():
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (\S+) \| (.+) \|$", README, re.MULTILINE)
+    table = {name: (default, meaning.replace("`", "")) for name, default, meaning in rows}
+    assert table == {name: (default or "(none)", text) for name, (default, text) in settings.MEANINGS.items()}
+    assert list(table) == list(settings.MEANINGS)
+
+
+def test_the_layout_names_each_file_and_folder():
+    layout = README.partition("### Layout")[2].partition("\n\nEvery")[0]
+    first = " ".join(re.findall(r"^\| (.*?) \|", layout, re.MULTILINE))
+    names = re.findall(r"`(.*?)`", first)
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    assert {name for name in names if name.endswith(".py")} == {path.name for path in ROOT.glob("*.py")}
+
+
+@pytest.mark.parametrize(
+    "path", ["README.md", "SECURITY.md", "CHANGELOG.md", "docs/operations.md", "docs/extending.md"]
+)
 def test_every_link_leads_to_a_file_and_a_heading(path):
     text = (ROOT / path).read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text)
