@@ -32,7 +32,7 @@ clean:  ## remove the virtual environment and caches, but not the database
 	rm -rf .venv .venv-tools .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__
 
 .venv/ready: requirements.txt
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed; choose one with: make PYTHON=python3.12')"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12')"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@

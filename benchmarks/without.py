@@ -6,21 +6,21 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import course_api
+import database
 import models
 
-INSERT = models.sql("INSERT INTO courses (code, name, instructor) VALUES (%s, %s, %s)")
+INSERT = models.sql(f"{models.INSERT} VALUES ({models.VALUES})")
 
 
-@models.retry_conflicts
-def add_course(code, instructor, name, by):
+@database.retry_conflicts
+def insert_course(course, by):
     """Add a course for any user, and do without the look-up in the same statement."""
-    values = [models.clean(*field) for field in (("code", code), ("name", name), ("instructor", instructor))]
-    return models.database.execute_sql(INSERT, values).rowcount > 0
+    return database.db.execute_sql(INSERT, [course[field] for field in models.FIELDS]).rowcount > 0
 
 
 PATCHES = {
-    "role look-up": (models.Course, "add_course", add_course),
-    "quick reads": (models, "READS_NEVER_WAIT", False),
+    "role look-up": (models.Course, "insert_course", insert_course),
+    "quick reads": (database.db, "reads_never_wait", False),
 }
 
 setattr(*PATCHES[sys.argv.pop()])
