@@ -170,19 +170,10 @@ class Course(db.Model):
             except peewee.IntegrityError as error:
                 if update or not db.is_duplicate(error, "courses", "code"):
                     raise
-                duplicates = cls.find_taken(courses)
-        elif not update:
-            duplicates += cls.find_taken(courses)
-        raise UploadError(invalid, duplicates)
-
-    @classmethod
-    def find_taken(cls, courses):
-        """Return an error, with its row's number, for each of these courses, as of check_rows, whose code exists."""
-        errors = []
-        for codes in peewee.chunked(courses, BATCH):
+        for codes in [] if update else peewee.chunked(courses, BATCH):
             taken = cls.select(cls.code).where(cls.code.in_(codes)).tuples()
-            errors += [(courses[code][0], f"Course code {code} is in the courses already") for (code,) in taken]
-        return errors
+            duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for (code,) in taken]
+        raise UploadError(invalid, duplicates)
 
     @classmethod
     @retry_conflicts
