@@ -41,6 +41,8 @@ JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlenc
 FILTERS = [name for name, field in FIELDS.items() if field.filter]
 log = logging.getLogger("course_api")
 bottle.Response.default_content_type = JSON
+# A request passes DatabasePlugin, handle_exceptions(), JWTPlugin and QueryPlugin, all below, and then its route. What
+# refuses it raises HTTPError, which render_error() turns into JSON.
 app = bottle.Bottle()
 app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route returns its JSON as text
 
@@ -299,6 +301,7 @@ def role_changed():
 # -- Passwords ---------------------------------------------------------------------------------------------------------
 
 MAX_LOGINS = 16  # at a time; their passwords are hashed one after the other
+# For one address, whatever the names: ten times LOGIN_LIMIT, which counts by name and address.
 ADDRESS_LIMIT = type(settings.LOGIN_LIMIT)(10 * settings.LOGIN_LIMIT.amount, settings.LOGIN_LIMIT.multiples)
 throttle = limits.strategies.MovingWindowRateLimiter(settings.LIMIT_STORAGE)
 login_slots, hashing = threading.BoundedSemaphore(MAX_LOGINS), threading.Lock()
@@ -575,7 +578,7 @@ def url_of(path):
 
 
 def set_list_headers(total, cursor, limit, offset):
-    """Set what a list says beside its body: the number of courses, unless it is None, and the links of a page."""
+    """Set the headers of a list: the number of courses, unless it is None, and the links of a page."""
     response.set_header("Vary", "Accept")
     if total is not None:
         response.set_header("X-Total-Count", str(total))

@@ -1,5 +1,6 @@
 """Which database holds the catalogue, and what differs between SQLite, PostgreSQL and MariaDB: one class for each.
 
+What both servers share is in ServerPool. The docstrings of SQLite's methods hold for the methods of all three.
 `db` is the database that DATABASE_URL names. Nothing is opened before the first query.
 """
 
