@@ -215,7 +215,7 @@ class JWTPlugin:
         reads = route.method == "GET"
 
         def wrapper(**arguments):
-            username = authenticate()
+            username = authenticate(request)
             if not (username or (reads and settings.PUBLIC_READ)):
                 raise unauthorized("send a token as ?token= or in the Authorization header", error="")
             return callback(**arguments) if reads else callback(**arguments, by=username)
@@ -223,8 +223,8 @@ class JWTPlugin:
         return wrapper
 
 
-def authenticate():
-    """Return the user of the request's token, or None if there is no token.
+def authenticate(request):
+    """Return the user of a request's token, or None if there is no token.
 
     Raises 401 if it is bad or has expired, 400 if there are two (RFC 6750 §2).
     """
@@ -356,9 +356,11 @@ def client_network():
 
 # -- Queries and bodies ------------------------------------------------------------------------------------------------
 
-MAX_BODY = 16 * 1024 * 1024  # bytes
+MAX_BODY = 64 * 1024  # bytes, of what is no upload
+MAX_UPLOAD = 16 * 1024 * 1024  # bytes
+MAX_UPLOADS = 8  # large uploads that arrive or wait; each is held in memory
 MAX_ROWS = 400_000  # courses in an upload
-
+upload_slots = threading.BoundedSemaphore(2)  # for large uploads, which take up to 450 MiB while they are handled
 
 TEXT = Text(1, FIELDS["name"].maximum)
 
@@ -429,24 +431,87 @@ def decode_query():
         raise HTTPError(400, "the query must be percent-encoded UTF-8") from None
 
 
+def body_limit(environ):
+    """Return how many bytes the body of a request may have: MAX_UPLOAD only for an upload with a good token."""
+    if is_upload(environ):
+        with contextlib.suppress(Exception):  # whatever it is, the request meets it again
+            if authenticate(bottle.BaseRequest(environ)):
+                return MAX_UPLOAD
+    return MAX_BODY
+
+
+def is_upload(environ):
+    """Return whether a request stores courses from a file."""
+    return environ["REQUEST_METHOD"] in ("POST", "PUT") and environ["PATH_INFO"] in ("/courses", "/courses/")
+
+
+def limit_body(callback):
+    """Refuse a large body before it is read, and before the token is checked where no token would help."""
+
+    def wrapper(**arguments):
+        environ = request.environ
+        if "CONTENT_LENGTH" in environ and request.content_length > MAX_BODY and not is_upload(environ):
+            raise too_large(MAX_BODY)
+        return callback(**arguments)
+
+    return wrapper
+
+
+class UploadPlugin:
+    """Checks the role before a large upload is read, and handles few at once.
+
+    One of unknown length, in chunks that the server has not decoded, counts as large.
+    """
+
+    name, api = "upload", 2
+
+    def apply(self, callback, route):
+        if not is_upload({"REQUEST_METHOD": route.method, "PATH_INFO": route.rule}):
+            return callback
+
+        def wrapper(by, **arguments):
+            if 0 <= request.content_length <= MAX_BODY:
+                return callback(by=by, **arguments)
+            if error := role_error(by):
+                raise error
+            if not upload_slots.acquire(blocking=False):
+                raise HTTPError(503, "too many uploads at once; try again soon", retry_after="1")
+            try:
+                return callback(by=by, **arguments)
+            finally:
+                upload_slots.release()
+
+        return wrapper
+
+
+def too_large(limit):
+    """Return the error for a body of more than so many bytes."""
+    if limit == MAX_UPLOAD:
+        return HTTPError(413, f"the body is larger than {limit // 1024**2} MiB; send the courses in several requests")
+    return HTTPError(413, f"the body is larger than {limit // 1024} KiB")
+
+
 def read_body(*content_types):
     """Return the body's content type, one of these, and its bytes.
 
-    Raises 415 for another type or a Content-Encoding, 413 for more than MAX_BODY bytes, 400 for a truncated body.
+    Raises 413 for a body that is too large, 415 for another type or a Content-Encoding, 400 for a truncated body.
     """
+    largest = MAX_UPLOAD if is_upload(request.environ) else MAX_BODY
+    if request.content_length > largest:
+        raise too_large(largest)
     content_type = request.content_type.partition(";")[0].strip()
     if content_type not in content_types:
         raise HTTPError(415, f"send the header Content-Type: {' or '.join(content_types)}, and the body in that form")
     if "HTTP_CONTENT_ENCODING" in request.environ:  # RFC 9110 §8.4
         raise HTTPError(415, "send the body uncompressed, without Content-Encoding", accept_encoding="identity")
-    limit, has_end = MAX_BODY + 1, request.environ.get("wsgi.input_terminated")  # by a server that decodes chunks
+    limit, has_end = largest + 1, request.environ.get("wsgi.input_terminated")  # by a server that decodes chunks
     try:
         length = request.content_length  # -1 if unknown, as with chunks
         body = request.environ["wsgi.input"].read(limit if has_end else min(max(length, 0), limit))
     except Exception:  # noqa: BLE001 (each server raises its own for a bad chunk or a client that has gone)
         raise HTTPError(400, "the body cannot be read, or is cut short") from None
     if len(body) == limit:
-        raise HTTPError(413, f"the body is larger than {MAX_BODY} bytes")
+        raise too_large(largest)
     if len(body) < length:
         raise HTTPError(400, "the body is shorter than its Content-Length")
     return content_type, body
@@ -681,7 +746,8 @@ def handle_exceptions(callback):
     return wrapper
 
 
-for plugin in (DatabasePlugin(), handle_exceptions, JWTPlugin(), QueryPlugin()):  # a request passes them in this order
+plugins = (DatabasePlugin(), handle_exceptions, limit_body, JWTPlugin(), UploadPlugin(), QueryPlugin())
+for plugin in plugins:  # a request passes them in this order
     app.install(plugin)
 
 
@@ -721,6 +787,8 @@ def refuse_invalid_path():
 def answer_options():
     """Answer OPTIONS with the methods of the path; a catch-all route would turn each 404 into a 405."""
     if request.method == "OPTIONS":
+        if request.environ["PATH_INFO"] == "*":  # the server as a whole (RFC 9110 §9.3.7)
+            raise HTTPResponse(status=204)
         try:
             app.match(request.environ)
         except HTTPError as error:
@@ -759,7 +827,7 @@ def trust_proxy():
         forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip(' \t"')
         address = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]+):\d+$", r"\1\3", forwarded)  # [v6]:port or v4:port
         with contextlib.suppress(ValueError):
-            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(address))
+            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(address.partition("%")[0]))  # a zone can be any text
 
 
 if settings.CORS_ORIGINS:
@@ -773,6 +841,14 @@ if settings.TRUSTED_PROXY:
 def is_quick(method, path):
     """Return whether a request is one indexed read that never waits, of one course in a SQLite file."""
     return method == "GET" and db.reads_never_wait and re.fullmatch(r"/courses/[^/]+", path) is not None
+
+
+def make_headers(origin):
+    """Return the headers of a response of the server's own, to a request from a page of this origin or ""."""
+    request.bind({"REQUEST_METHOD": "GET", "HTTP_ORIGIN": origin})
+    response.bind()
+    app.trigger_hook("after_request")
+    return response.headerlist
 
 
 def prepare():
@@ -795,15 +871,20 @@ def main():
     description = f"{__doc__}\nSettings, environment variables:\n\n{settings.describe()}"
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=VERSION)
-    parser.parse_args()
+    _, unknown = parser.parse_known_args()
+    if unknown:
+        example = "PORT=5001 python course_api.py"
+        parser.error(f"{' '.join(unknown)}: settings are environment variables, such as: {example}")
     server.set_up_log()
     prepare()
     server.serve(
         server.Service(
             app=app,
             name=db.label,
-            headers=HEADERS,
+            make_headers=make_headers,
             max_body=MAX_BODY,
+            body_limit=body_limit,
+            max_uploads=MAX_UPLOADS,
             is_quick=is_quick,
             login_paths={"/login"},
             max_logins=MAX_LOGINS,

@@ -4,8 +4,11 @@ Private parts of waitress are touched here only, each with the reason.
 """
 
 import collections
-import contextlib
+import errno
+import functools
 import logging
+import os
+import re
 import signal
 import socket
 import sys
@@ -15,20 +18,32 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import msgspec
-from waitress import wasyncore
+from waitress import receiver, wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import BadRequest, Error
 
 from settings import HOST, LOG_LEVEL, PORT, THREADS, URL_PREFIX
 
 MAX_CONNECTIONS = 2000
 MAX_BLANKS = 1000  # in the headers of a request, for which waitress takes quadratic time
+MAX_HEADERS = 100  # of a request; each takes much more memory than its text
+MAX_LARGE = 100  # bodies of more than LARGE_BODY, of which 2,000 would take too much memory
+LARGE_BODY = 8 * 1024  # bytes; those of logins and of single courses are smaller
+MAX_CHUNK_LINE = 1024  # bytes of a chunk's size with its extensions, and of the trailer: quadratic time, too
+IDLE_SECONDS = 150  # a connection stays open between requests; proxies keep theirs for up to 120
+STALL_SECONDS = 30  # a client may pause within a request or a response
+CROWDED_SECONDS = 5  # either, once nine tenths of the connections are in use
+REQUEST_SECONDS = 60  # a request that is no large upload may take to arrive
 WAITRESS_OPTIONS = {
-    "channel_timeout": 30,  # seconds an idle connection stays open
+    "channel_timeout": IDLE_SECONDS,
+    "cleanup_interval": 5,  # seconds between looks for what is idle
     "max_request_header_size": 32 * 1024,  # bytes
+    "max_request_body_size": 2**62,  # bytes; Parser judges
+    "inbuf_overflow": 2**30,  # bytes; more would go to a file, and the disk may be read-only
     "outbuf_overflow": 2**30,
     "ident": None,  # no Server header
     "clear_untrusted_proxy_headers": False,  # the app reads the only one that counts
@@ -37,9 +52,98 @@ LINGER_SECONDS = 0.5  # after SIGTERM, open connections may still send a request
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("course_api")
-access_log = collections.deque()  # lines to write in batches, which takes a tenth off each request (measured)
 quick_channels = collections.deque()  # whose requests the main thread is to answer
 stopping = threading.Event()
+
+
+# -- The log -----------------------------------------------------------------------------------------------------------
+
+MAX_LINES = 10_000  # that wait to be written
+MAX_PATH = 300  # characters of a path in the log
+BATCH_SECONDS = 0.05  # between writes to the log; with one for each line, requests take a tenth longer (measured)
+is_plain = re.compile(r"[\w./:~*-]+", re.ASCII).fullmatch
+
+
+class LogWriter(logging.Handler):
+    """Writes lines to standard output in a thread of its own, so that nothing waits for whoever reads them.
+
+    What comes while MAX_LINES wait is dropped and counted.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.lines, self.arrived, self.lost, self.count = collections.deque(), threading.Event(), 0, threading.Lock()
+
+    def start(self):
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def emit(self, record):
+        self.add(self.format(record))
+
+    def add(self, line):
+        """Write a line soon."""
+        if len(self.lines) < MAX_LINES:
+            self.lines.append(line)
+        else:
+            with self.count:
+                self.lost += 1
+        if not self.arrived.is_set():
+            self.arrived.set()
+
+    def run(self):
+        while self.arrived.wait():
+            time.sleep(BATCH_SECONDS)
+            self.write()
+            self.arrived.clear()
+            if self.lines:  # that came in between
+                self.arrived.set()
+
+    def write(self):
+        """Write the lines that wait, and how many were lost before them."""
+        lines = [self.lines.popleft() for _ in range(len(self.lines))]
+        with self.count:
+            lost, self.lost = self.lost, 0
+        if lost:
+            lines.append(f"{format_time(int(time.time()))} WARNING {lost:,} lines lost, since nobody read the log")
+        data = "".join(f"{line}\n" for line in lines).encode(sys.stdout.encoding, "backslashreplace")
+        try:
+            while data:
+                data = data[os.write(sys.stdout.fileno(), data) :]
+        except OSError:  # a full disk or a closed pipe
+            with self.count:
+                self.lost += lost + len(lines) - bool(lost)
+
+    def flush(self):
+        """Wait until the lines are written, for up to a second."""
+        deadline = time.monotonic() + 1
+        while self.arrived.is_set() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+log_writer = LogWriter()
+
+
+@functools.lru_cache(maxsize=4)
+def format_time(seconds):
+    """Return a whole number of seconds of Unix time as the log shows it."""
+    return time.strftime(TIME_FORMAT, time.gmtime(seconds))
+
+
+def escape(text, encoding="utf-8"):
+    """Return a text as one field of the log."""
+    return text if is_plain(text) else quote(text, "/:", encoding, "replace") or "-"
+
+
+def set_up_log():
+    """Write the log to standard output, in UTC."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(handlers=[log_writer], level=LOG_LEVEL, format=LOG_FORMAT, datefmt=TIME_FORMAT)
+    logging.getLogger("peewee").setLevel("WARNING")  # its DEBUG shows password hashes and the key
+    logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits
+    log_writer.start()
+
+
+# -- Requests and connections ------------------------------------------------------------------------------------------
 
 
 class Service(NamedTuple):
@@ -47,8 +151,10 @@ class Service(NamedTuple):
 
     app: object
     name: str  # what the app serves, for the log
-    headers: dict  # of every response
-    max_body: int  # bytes
+    make_headers: object  # a function of the header Origin: the headers of a response of the server's own
+    max_body: int  # bytes, of a body that anybody may send
+    body_limit: object  # a function of an environ without a body: how many bytes its body may have
+    max_uploads: int  # bodies of more than max_body that arrive or wait at a time
     is_quick: object  # a function of a method and a path: whether the main thread can answer without waiting
     login_paths: set  # whose requests wait for each other
     max_logins: int  # at a time
@@ -73,14 +179,13 @@ class Task(WSGITask):
             is_quiet = path.removeprefix(URL_PREFIX) in self.channel.server.service.quiet_paths
             level = logging.DEBUG if is_quiet else logging.INFO
             if log.isEnabledFor(level):
-                begin = time.strftime(TIME_FORMAT, time.gmtime(self.start_time))
-                user, path = quote(environ.get("REMOTE_USER", "-")), quote(path, encoding="latin1")
+                address, user = escape(environ["REMOTE_ADDR"]), escape(environ.get("REMOTE_USER", "-"))
+                path = escape(path[:MAX_PATH], "latin1")
                 size = self.content_length if self.has_body and method != "HEAD" else 0
                 milliseconds = (time.time() - self.start_time) * 1000
-                message = f"{environ['REMOTE_ADDR']} {user} {method} {path} {self.status[:3]} {size or 0} bytes "
-                message += f"{milliseconds:.1f} ms"
-                access_log.append(
-                    LOG_FORMAT % {"asctime": begin, "levelname": logging.getLevelName(level), "message": message}
+                log_writer.add(
+                    f"{format_time(int(self.start_time))} {logging.getLevelName(level)} {address} {user} {method} "
+                    f"{path} {self.status[:3]} {size or 0} bytes {milliseconds:.1f} ms"
                 )
 
 
@@ -88,50 +193,182 @@ class RefusalTask(Task):
     complete = True  # as waitress' own ErrorTask
 
     def execute(self):
-        """Respond with JSON to a request that waitress refuses."""
+        """Respond with JSON to a request that is refused before the app sees it."""
         error = self.request.error
         body = msgspec.json.encode({"error": f"{error.reason}: {error.body}"})
         self.status, self.content_length = f"{error.code} {error.reason}", len(body)
-        self.response_headers += [("Content-Type", "application/json"), *self.channel.server.service.headers.items()]
+        self.response_headers += self.channel.server.service.make_headers(self.request.headers.get("ORIGIN", ""))
+        if error.code == BusyError.code:
+            self.response_headers.append(("Retry-After", "1"))
         self.set_close_on_finish()
         self.write(body)
 
 
+class BusyError(Error):
+    code, reason = 503, "Service Unavailable"
+
+
+# The "$" of waitress also matches before a line feed, at which another server may end the line (CVE-2025-55315).
+receiver.ONLY_HEXDIG_RE = re.compile(receiver.ONLY_HEXDIG_RE.pattern[:-1] + rb"\Z")
+receiver.CHUNK_EXT_RE = re.compile(receiver.CHUNK_EXT_RE.pattern[:-1] + rb"\Z")
+
+
 class Parser(HTTPRequestParser):
+    """Reads a request, and refuses one that a proxy could read differently, or that would take too much.
+
+    A body that is too large is cut off as soon as that is known: the app gets only its size, to refuse it.
+    """
+
+    is_cut = False
+
+    def __init__(self, adj, server):
+        super().__init__(adj)
+        self.server, self.begin, self.limit = server, time.time(), LARGE_BODY
+
+    def received(self, data):
+        start, consumed = self.header_plus, super().received(data)
+        size = self.content_length or (len(self.body_rcv) if self.chunked else 0)
+        if size > self.limit and not self.error:
+            self.judge(size)
+        elif self.chunked and len(self.body_rcv.control_line) + len(self.body_rcv.trailer) > MAX_CHUNK_LINE:
+            self.error, self.completed = BadRequest("a chunk's size, or the trailer, is too long"), True
+        if not (self.error or self.is_cut):
+            return consumed
+        self.expect_continue = False
+        origin = re.search(rb"(?i)\r\nOrigin:[ \t]*([!-~]+)", start + data) if self.error else None
+        if origin:  # which is not parsed if the headers are bad
+            self.headers.setdefault("ORIGIN", origin[1].decode())
+        return len(data)  # nothing behind it is believed
+
+    def judge(self, size):
+        """Cut the body off if this request may not send so much, and refuse it if too many do."""
+        service, headers = self.server.service, self.headers
+        environ = {"REQUEST_METHOD": self.command, "PATH_INFO": self.path.removeprefix(URL_PREFIX)}
+        environ |= {"QUERY_STRING": self.query, "HTTP_AUTHORIZATION": headers.get("AUTHORIZATION", "")}
+        self.limit = service.body_limit(environ) if size > service.max_body else service.max_body
+        if size > self.limit:
+            self.body_rcv.getbuf().close()
+            self.body_rcv, self.is_cut, self.completed = None, True, True
+            headers["CONTENT_LENGTH"], headers["CONNECTION"] = str(size), "close"
+        elif self.server.count_requests(self.limit) > (service.max_uploads if self.is_upload else MAX_LARGE):
+            self.error, self.completed = BusyError("too many large requests at once; try again soon"), True
+
+    @property
+    def is_upload(self):
+        """Whether the body may be larger than anybody's."""
+        return self.limit > self.server.service.max_body
+
     def parse_header(self, header_plus):
-        """Refuse headers that would take too long, or that a proxy could read differently (RFC 9112 §6.1)."""
+        """Refuse headers that would take too long, or that a proxy could read differently (RFC 9112 §3.2, §6.1)."""
         if header_plus.count(b" ") + header_plus.count(b"\t") > MAX_BLANKS:
             raise ParsingError("there are too many blanks in the headers")
+        if header_plus.count(b"\n") > MAX_HEADERS + 1:
+            raise ParsingError(f"there are more than {MAX_HEADERS} headers")
+        if not header_plus.isascii():
+            header_plus = encode_target(header_plus)
         try:
             super().parse_header(header_plus)
         except ValueError:
             raise ParsingError("there is a bad number or address in the headers") from None
-        if b"transfer-encoding" in header_plus.lower() and not (self.chunked and "CONTENT_LENGTH" not in self.headers):
+        self.header_plus = self.first_line = self.request_uri = ""  # copies that nobody needs
+        headers = self.headers
+        if b"transfer-encoding" in header_plus.lower() and not (self.chunked and "CONTENT_LENGTH" not in headers):
             raise ParsingError("Transfer-Encoding must be chunked and without Content-Length, in HTTP/1.1")
+        if self.version == "1.1" and "," in headers.get("HOST", ","):
+            raise ParsingError("there must be exactly one header Host")
+        if "," in headers.get("CONNECTION", ""):  # a list, of which waitress knows these when they are alone
+            options = re.findall(r"close|keep-alive|[^\s,]+", headers["CONNECTION"].lower())
+            headers["CONNECTION"] = next((name for name in ("close", "keep-alive") if name in options), "")
+
+
+def encode_target(header_plus):
+    """Percent-encode the bytes of a request's target that are not ASCII, which waitress refuses and curl sends."""
+    line, end, headers = header_plus.partition(b"\r\n")
+    method, blank, rest = line.partition(b" ")
+    return method + blank + re.sub(rb"[\x80-\xff]", lambda byte: b"%%%02X" % byte[0][0], rest) + end + headers
 
 
 class Channel(HTTPChannel):
-    task_class, error_task_class, parser_class = Task, RefusalTask, Parser
+    """A connection. One whose client may still be sending what is refused is read on for a while before it is closed.
+
+    Otherwise the close would be a reset, which can reach the client before it has read why.
+    """
+
+    task_class, error_task_class = Task, RefusalTask
+    lingers = False  # once a request has been refused
+    rest, end = None, None  # while it lingers: the bytes that may still come, and until when
+
+    def parser_class(self, adj):
+        return Parser(adj, self.server)
+
+    def service(self):
+        self.lingers = bool(self.requests[0].error or self.requests[0].is_cut)
+        super().service()
+
+    def handle_close(self):
+        if self.lingers and self.connected:
+            self.lingers, self.will_close = False, False
+            self.rest, self.end = 2**24, time.time() + STALL_SECONDS
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:  # the client has gone
+                super().handle_close()
+        else:
+            super().handle_close()
+
+    def received(self, data):
+        if self.rest is None:
+            return super().received(data)
+        self.rest -= len(data)
+        self.will_close = self.rest < 0
+        return False
+
+    def is_overdue(self, now, patience):
+        """Return whether a request or a response takes too long, with pauses of so many seconds."""
+        if self.rest is not None:
+            return now > self.end
+        is_slow = self.request is not None and not self.request.is_upload and now - self.request.begin > REQUEST_SECONDS
+        return is_slow or now - self.last_activity > patience
+
+    @property
+    def is_idle(self):
+        """Whether nothing is on its way in or out."""
+        return self.rest is None and not (self.request or self.requests or self.total_outbufs_len)
 
 
 class Server(TcpWSGIServer):
     """Leaves one indexed read of SQLite to the main thread, which reads all requests, and the rest to other threads.
 
     Handing such a request, and the interpreter's lock, to another thread takes longer than the request (measured).
-    Logins, which wait for each other, have threads of their own.
+    Logins, which wait for each other, have threads of their own. So have large uploads, one thread for all.
     """
 
     channel_class = Channel
 
-    def __init__(self, service, login_dispatcher, *args, **options):
+    def __init__(self, service, login_dispatcher, upload_dispatcher, *args, **options):
         super().__init__(service.app, *args, **options)
-        self.service, self.login_dispatcher = service, login_dispatcher
+        self.service, self.login_dispatcher, self.upload_dispatcher = service, login_dispatcher, upload_dispatcher
 
     def set_socket_options(self, connection):
         """Let Linux hang up on a client that reads nothing; waitress would wait while it has requests."""
         super().set_socket_options(connection)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * self.adj.channel_timeout)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * STALL_SECONDS)
+
+    def maintenance(self, now):
+        """Close connections that are idle or slow; sooner where there is little room for others."""
+        super().maintenance(now)
+        is_crowded = len(self._map) > 0.9 * self.adj.connection_limit
+        patience = CROWDED_SECONDS if is_crowded else STALL_SECONDS
+        for channel in self.active_channels.values():
+            if not channel.requests and (is_crowded or not channel.is_idle):
+                channel.will_close |= channel.is_overdue(now, patience)
+
+    def count_requests(self, limit):
+        """Return how many requests of this limit arrive or wait; only large ones pay for looking at all connections."""
+        channels = list(self.active_channels.values())
+        requests = [request for channel in channels for request in (*channel.requests, channel.request)]
+        return sum(request is not None and request.limit == limit for request in requests)
 
     def add_task(self, channel):
         """Hand the first request of a channel to the threads that are to answer it."""
@@ -144,40 +381,49 @@ class Server(TcpWSGIServer):
             quick_channels.append(channel)
         elif path in self.service.login_paths:
             self.login_dispatcher.add_task(channel)
+        elif request.is_upload:
+            self.upload_dispatcher.add_task(channel)
         else:
             super().add_task(channel)
 
 
 def poll(sockets, seconds):
-    """Serve what comes within this time, and write the access log."""
+    """Serve what comes within this time."""
     wasyncore.loop(seconds, use_poll=True, map=sockets, count=1)
     while quick_channels:
         try:
             quick_channels.popleft().service()
         except Exception:
             log.exception("unexpected error")  # as waitress' threads do
-    lines = [access_log.popleft() for _ in range(len(access_log))]
-    if lines:
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe must not stop the service
-            print(*lines, sep="\n", flush=True)
 
 
 def listen(service, sockets):
     """Return a server for each address of HOST; exit with one line if one cannot be used."""
-    dispatcher, login_dispatcher = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
-    dispatcher.set_thread_count(THREADS)
-    login_dispatcher.set_thread_count(service.max_logins + 1)  # one more, to refuse the others
-    limits = {
-        "connection_limit": connection_limit(),
-        "max_request_body_size": service.max_body + 1,  # bytes; what reaches this is refused
-        "inbuf_overflow": service.max_body + 1,  # bytes; more would go to a file, and the disk may be read-only
-    }
+    dispatchers = [ThreadedTaskDispatcher() for _ in range(3)]
+    for dispatcher, threads in zip(dispatchers, (THREADS, service.max_logins + 1, 1), strict=True):
+        dispatcher.set_thread_count(threads)  # of logins one more, to refuse the others
+    servers, port = [], PORT
     try:
-        adj = Adjustments(host=HOST, port=PORT, url_prefix=URL_PREFIX, **WAITRESS_OPTIONS, **limits)
-        options = {"map": sockets, "dispatcher": dispatcher, "adj": adj}
-        return [Server(service, login_dispatcher, sockinfo=info, **options) for info in adj.listen]
+        adj = Adjustments(
+            host=HOST, port=PORT, url_prefix=URL_PREFIX, connection_limit=connection_limit(), **WAITRESS_OPTIONS
+        )
+        for family, kind, protocol, address in adj.listen:
+            info = (family, kind, protocol, (address[0], port, *address[2:]))
+            options = {"map": sockets, "dispatcher": dispatchers[0], "adj": adj, "sockinfo": info}
+            try:
+                servers.append(Server(service, *dispatchers[1:], **options))
+            except OSError as error:
+                missing = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+                if HOST != "*" or error.errno not in missing or info[0] != socket.AF_INET6:
+                    raise
+            else:
+                port = int(servers[-1].effective_port)  # the same for all, also if the first took a free one
     except (OSError, ValueError) as error:
-        sys.exit(f"cannot listen on {HOST}:{PORT}: {error}; see HOST and PORT")
+        hint = "see HOST and PORT"
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            hint = f"choose another: PORT={PORT + 1 if PORT < 65535 else 5001} python course_api.py"
+        sys.exit(f"cannot listen on {HOST}:{PORT}: {error}; {hint}")
+    return servers
 
 
 def serve(service):
@@ -195,13 +441,15 @@ def serve(service):
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(HOST, f"[{HOST}]" if ":" in HOST else HOST)  # noqa: S104
+    host = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(HOST, f"[{HOST}]" if ":" in HOST else HOST)  # noqa: S104
     address = f"http://{host}:{servers[0].effective_port}{URL_PREFIX}"  # that a browser on this machine takes
     log.info("Serving %s on %s; press Ctrl-C to stop", service.name, address)
     while not stopping.is_set():
         poll(sockets, 1)
+    log.info("Stopping; press Ctrl-C again to stop at once")
     drain(servers, sockets, service.drain_seconds)
     log.info("Stopped")
+    log_writer.flush()
 
 
 def drain(servers, sockets, seconds):
@@ -215,9 +463,8 @@ def drain(servers, sockets, seconds):
         poll(sockets, 0.05)
         channels = [channel for server in servers for channel in server.active_channels.values()]
         for channel in channels:
-            is_idle = not (channel.request or channel.requests or channel.total_outbufs_len)
-            channel.will_close |= is_idle and time.monotonic() - start > LINGER_SECONDS
-    poll(sockets, 0)  # writes the last lines of the log
+            is_done = channel.is_idle or channel.rest is not None
+            channel.will_close |= is_done and time.monotonic() - start > LINGER_SECONDS
 
 
 def connection_limit():
@@ -231,11 +478,3 @@ def connection_limit():
     files = hard if 0 < hard < wanted else wanted  # "unlimited" is a negative number, or one that macOS does not take
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
     return files - 100
-
-
-def set_up_log():
-    """Write the log to standard output, in UTC."""
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(stream=sys.stdout, level=LOG_LEVEL, format=LOG_FORMAT, datefmt=TIME_FORMAT)
-    logging.getLogger("peewee").setLevel("WARNING")  # its DEBUG shows password hashes and the key
-    logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits

@@ -117,7 +117,7 @@ URL = pattern(r"sqlite:///.*|sqlite://|(postgres|postgresql|mysql|mariadb)://.*/
 PREFIX = pattern(r"(/[\w.~-]+)*", "a path like /catalogue, with no / at the end")
 LEVEL = pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR")
 
-HOST = setting("HOST", "127.0.0.1", "address to listen on; 0.0.0.0 listens on all of them")
+HOST = setting("HOST", "127.0.0.1", "address to listen on; 0.0.0.0 for all of IPv4, :: of IPv6, * of both")
 PORT = setting("PORT", "5000", "port to listen on; 0 takes a free one", whole_number(0, 65535))
 URL_PREFIX = setting(
     "URL_PREFIX", "", "path below which the API lives, such as /catalogue, whether or not the proxy strips it", PREFIX

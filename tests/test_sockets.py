@@ -207,7 +207,7 @@ def test_a_request_that_is_slow_or_cut_off_anywhere_holds_up_nobody(api, whole):
 
 def test_a_client_that_reads_nothing_does_not_hold_a_thread_for_ever(start):
     """It asks for more than waitress keeps for one connection, and the only thread waits for it to read."""
-    program = "import course_api, server; server.WAITRESS_OPTIONS['channel_timeout'] = 2; course_api.main()"
+    program = "import course_api, server; server.STALL_SECONDS = 2; course_api.main()"
     api = start("-c", program, THREADS="1")
     with connect(api.url) as connection:
         connection.sendall(GET.replace(b"/health", b"/docs/swagger_bundle.js") * 100)

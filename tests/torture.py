@@ -356,19 +356,90 @@ def memory(folder):
             status, request = 401, ("GET", ONE, None, {"Authorization": f"Bearer {server.token}{random.random()}"})
         assert client.ask(*request).status == status, request
 
-    def resident():
-        status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1]) / 1024
-
     run_seed(folder, "random", "1000")
     turns = itertools.count()
     with serving(folder) as server, clients(server, 8, work):
         wait_for_answers(server, 20_000, seconds=600)
-        early = resident()
+        early = resident(server)
         wait_for_answers(server, 180_000, seconds=600)
-        seen = f"{early:.1f} MiB resident after 20,000 requests, {resident():.1f} MiB after 200,000"
-        assert resident() < early * 1.1, seen
+        late = resident(server)
+        seen = f"{early:.1f} MiB resident after 20,000 requests, {late:.1f} MiB after 200,000"
+        assert late < early * 1.1, seen
     return seen
+
+
+def resident(server):
+    """Return how much memory a server has now, in MiB."""
+    status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1]) / 1024
+
+
+STRANGE_ROUTES = [
+    *(f"{method} /courses" for method in ("GET", "POST", "PUT", "OPTIONS")),
+    *(f"{method} /courses/CSE115" for method in ("GET", "PUT", "PATCH", "DELETE")),
+    *("POST /login", "POST /token", "PUT /password", "GET /health", "GET /docs", "GET /docs/swagger_bundle.js", "POST /nothing"),
+]
+CHUNK = b"2000\r\n" + b"[" * 8192 + b"\r\n"
+STRANGE_REQUESTS = {  # of each kind: what is in the target and in the headers besides, and the body
+    "announced": ("", "Content-Length: 16777216\r\n", b"[" * 131072),
+    "chunked": ("", "Transfer-Encoding: chunked\r\n", CHUNK * 16),
+    "unfinished": ("", "Content-Length: 65536\r\n", b"[" * 65535),
+    "unfinished chunks": ("", "Transfer-Encoding: chunked\r\n", (CHUNK * 8)[:-1]),
+    "endless chunk lines": ("", "Transfer-Encoding: chunked\r\n", b"0" * 65535),
+    "long target": ("?q=" + "x" * 31_000, "Content-Length: 8192\r\n", b"[" * 8191),
+    "headers": ("", "Content-Length: 8192\r\n" + "".join(f"X{n}: {'y' * 300}\r\n" for n in range(96)), b"[" * 8191),
+    "many headers": ("", "".join(f"X{n}: y\r\n" for n in range(3000)), b""),
+}
+
+
+def strangers(folder):
+    """1,990 connections without a token: too large, chunked and unfinished requests on every route, nothing read"""
+
+    def send_all(sockets, datas):
+        """Send a part to each in turn, for up to a minute; a server may close before it has read everything."""
+        waiting, deadline = dict(zip(sockets, map(memoryview, datas), strict=True)), time.monotonic() + 60
+        while waiting and time.monotonic() < deadline:
+            for connection, data in list(waiting.items()):
+                with contextlib.suppress(BlockingIOError):
+                    try:
+                        waiting[connection] = data[connection.send(data[:16384]) :]
+                    except ConnectionError:
+                        waiting[connection] = b""
+                if not waiting[connection]:
+                    del waiting[connection]
+
+    def measure(datas):
+        """Send each on a connection of its own; return the memory that the server then has."""
+        with contextlib.ExitStack() as stack:
+            sockets = []
+            for _ in datas:
+                sockets.append(stack.enter_context(socket.create_connection(address, 20)))
+                sockets[-1].setblocking(False)
+            client = Client(server)
+            send_all(sockets, datas)
+            client.read("/health")
+            return resident(server)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for this process, not for the server
+    seen = {}
+    requests = {
+        kind: [
+            f"{route}{target} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{headers}\r\n".encode() + body
+            for route in itertools.islice(itertools.cycle(STRANGE_ROUTES), 1990)
+        ]
+        for kind, (target, headers, body) in STRANGE_REQUESTS.items()
+    }
+    unread = [f"{route} HTTP/1.1\r\nHost: a\r\n\r\n" for route in STRANGE_ROUTES if "GET" in route]
+    requests["unread"] = ["".join(unread * 20).encode()] * 1990
+    for kind, datas in requests.items():
+        with serving(folder) as server:
+            address = ("127.0.0.1", int(server.address.rpartition(":")[2]))
+            seen[kind] = measure(datas)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    result = ", ".join(f"{kind} {size:.0f}" for kind, size in seen.items()) + " MiB resident"
+    assert max(seen.values()) < 250, result
+    return result
 
 
 def logins(folder):
@@ -591,7 +662,7 @@ def rolling(folder, rounds=10):
     )
 
 
-PARTS = (kill, term, mixed, connections, memory, logins, restore, disk, locked, outage, rolling)
+PARTS = (kill, term, mixed, connections, memory, strangers, logins, restore, disk, locked, outage, rolling)
 
 
 def main():
