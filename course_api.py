@@ -173,7 +173,17 @@ def get_file():
     """Return a file of the docs, whole even if Range asks for a part."""
     folder, name, media_type = FILES[request.path]
     request.environ.pop("HTTP_RANGE", None)
-    return static_file(name, folder, media_type, etag=False, headers={"Content-Security-Policy": DOCS_POLICY})
+    result = static_file(name, folder, media_type, etag=False, headers={"Content-Security-Policy": DOCS_POLICY})
+    if result.body:  # an open file for each client that reads slowly would be too many
+        result.body.close()
+        result.body = read_file(folder, name)
+    return result
+
+
+@functools.cache
+def read_file(folder, name):
+    """Return a file of the docs."""
+    return pathlib.Path(folder, name).read_bytes()
 
 
 @app.get("/", public=True)

@@ -6,6 +6,7 @@ Private parts of waitress are touched here only, each with the reason.
 import collections
 import errno
 import functools
+import io
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from urllib.parse import quote
 import msgspec
 from waitress import receiver, wasyncore
 from waitress.adjustments import Adjustments
+from waitress.buffers import ReadOnlyFileBasedBuffer
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
@@ -211,6 +213,7 @@ class BusyError(Error):
 # The "$" of waitress also matches before a line feed, at which another server may end the line (CVE-2025-55315).
 receiver.ONLY_HEXDIG_RE = re.compile(receiver.ONLY_HEXDIG_RE.pattern[:-1] + rb"\Z")
 receiver.CHUNK_EXT_RE = re.compile(receiver.CHUNK_EXT_RE.pattern[:-1] + rb"\Z")
+wasyncore._DISCONNECTED |= {errno.ETIMEDOUT}  # a client that reads nothing is no fault with a traceback
 
 
 class Parser(HTTPRequestParser):
@@ -322,6 +325,13 @@ class Channel(HTTPChannel):
         self.rest -= len(data)
         self.will_close = self.rest < 0
         return False
+
+    def write_soon(self, data):
+        """Send a large body from where it is; waitress would copy it, once for each client that is slow to read."""
+        if isinstance(data, bytes) and len(data) > LARGE_BODY:
+            data = ReadOnlyFileBasedBuffer(io.BytesIO(data))
+            data.prepare()
+        return super().write_soon(data)
 
     def is_overdue(self, now, patience):
         """Return whether a request or a response takes too long, with pauses of so many seconds."""

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import resource
@@ -15,7 +16,7 @@ import sys
 import pytest
 from catalogue import NEW
 from processes import PYTHON, ROOT, Server, process_options, refused
-from servers import ask, connect, find_ports, is_listening, read_all, running, wait_until
+from servers import ask, ask_in_turn, connect, find_ports, is_listening, read_all, running, wait_until
 
 import server
 import settings
@@ -249,6 +250,27 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_service(tmp_path):
     with running(command, port, tmp_path / "errors", **process_options(tmp_path, {"PORT": str(port)})):
         for _ in range(5):
             assert ask(f"http://127.0.0.1:{port}", "GET", "/courses")[0] == 401
+
+
+def test_a_log_that_nobody_reads_holds_up_no_request_and_no_signal_and_what_is_lost_is_counted(tmp_path):
+    (port,) = find_ports(1)
+    program = "import course_api, server; server.MAX_LINES = 100; course_api.main()"
+    options = process_options(tmp_path, {"PORT": str(port)})
+    with subprocess.Popen([*PYTHON, "-c", program], stdout=subprocess.PIPE, **options) as process:
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        wait_until(lambda: is_listening(f"http://127.0.0.1:{port}"))
+        get = [("GET", "/courses"), ("GET", "/health")] * 200
+        for _ in range(2):
+            assert {status for status, _ in ask_in_turn(f"http://127.0.0.1:{port}", get)} == {401, 200}
+        lines, lost = 0, 0
+        while lines + lost < 400:
+            line = process.stdout.readline()
+            lines += "GET /courses" in line
+            lost += int((re.search(r" ([\d,]+) lines lost", line) or [0, "0"])[1])
+        assert lines + lost == 400 and lost > 0
+        ask_in_turn(f"http://127.0.0.1:{port}", get)
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 # -- Open files --------------------------------------------------------------------------------------------------------

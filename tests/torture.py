@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import processes
-from servers import find_ports, nginx, own_postgres, wait_until
+from servers import find_ports, is_listening, nginx, own_postgres, wait_until
 
 from server import LINGER_SECONDS
 
@@ -377,7 +377,15 @@ def resident(server):
 STRANGE_ROUTES = [
     *(f"{method} /courses" for method in ("GET", "POST", "PUT", "OPTIONS")),
     *(f"{method} /courses/CSE115" for method in ("GET", "PUT", "PATCH", "DELETE")),
-    *("POST /login", "POST /token", "PUT /password", "GET /health", "GET /docs", "GET /docs/swagger_bundle.js", "POST /nothing"),
+    *(
+        "POST /login",
+        "POST /token",
+        "PUT /password",
+        "GET /health",
+        "GET /docs",
+        "GET /docs/swagger_bundle.js",
+        "POST /nothing",
+    ),
 ]
 CHUNK = b"2000\r\n" + b"[" * 8192 + b"\r\n"
 STRANGE_REQUESTS = {  # of each kind: what is in the target and in the headers besides, and the body
@@ -421,7 +429,6 @@ def strangers(folder):
             return resident(server)
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for this process, not for the server
     seen = {}
     requests = {
         kind: [
@@ -435,11 +442,48 @@ def strangers(folder):
     for kind, datas in requests.items():
         with serving(folder) as server:
             address = ("127.0.0.1", int(server.address.rpartition(":")[2]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for this process, not for the server
             seen[kind] = measure(datas)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     result = ", ".join(f"{kind} {size:.0f}" for kind, size in seen.items()) + " MiB resident"
     assert max(seen.values()) < 250, result
     return result
+
+
+def log(folder, number=30_000):
+    """Nobody reads the log"""
+    (port,) = find_ports(1)
+    options = processes.process_options(folder, {"PORT": str(port), "DATABASE_URL": sqlite_url(folder)})
+    command = [*processes.PYTHON, processes.ROOT / "course_api.py"]
+    server = SimpleNamespace(address=f"127.0.0.1:{port}", token="", answers=[])
+
+    def read(client):
+        answer = client.ask("GET", ONE)
+        assert answer.status == 401, answer
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+        try:
+            wait_until(lambda: is_listening(f"http://{server.address}"))
+            with clients(server, 8, read):
+                wait_for_answers(server, number, seconds=120)
+            Client(server).read("/health")
+            requests, lines, lost = len(server.answers) - 1, 0, 0  # /health has no line
+            while lines + lost < requests:
+                line = process.stdout.readline()
+                lines += " GET " in line
+                lost += int((re.search(r"([\d,]+) lines lost", line) or [0, "0"])[1].replace(",", ""))
+            assert lines + lost == requests, (lines, lost, requests)
+            with clients(server, 8, read):
+                wait_for_answers(server, number, seconds=120)
+            begin = time.monotonic()
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    return (
+        f"{requests:,} requests answered, {lines:,} lines written and {lost:,} counted as lost once the log was read; "
+        f"SIGTERM after {number:,} more: exit in {time.monotonic() - begin:.1f} s"
+    )
 
 
 def logins(folder):
@@ -662,7 +706,7 @@ def rolling(folder, rounds=10):
     )
 
 
-PARTS = (kill, term, mixed, connections, memory, strangers, logins, restore, disk, locked, outage, rolling)
+PARTS = (kill, term, mixed, connections, memory, strangers, log, logins, restore, disk, locked, outage, rolling)
 
 
 def main():
