@@ -12,7 +12,7 @@ import time
 
 import pytest
 from browser import open_browser
-from conftest import ROOT
+from processes import ROOT
 
 DOCUMENT, CLIENTS = ROOT / "docs/openapi.yaml", ROOT / "tests/clients"
 IMPORT_ALL = """

@@ -1,7 +1,10 @@
 """openapi.yaml against the code, in both directions. The tests' client checks every other response."""
 
+import itertools
 import re
+import urllib.parse
 
+import jsonschema
 import openapi_spec_validator
 import pytest
 import yaml
@@ -69,15 +72,110 @@ def test_it_names_the_limits_of_the_code():
     rows = DOCUMENT["components"]["schemas"]["UploadError"]["properties"]["rows"]
     assert rows["maxItems"] == course_api.MAX_ERRORS
     assert [item["schema"].get("maximum") for item in page if item["name"] == "limit"] == [1000]
+    assert [item["schema"].get("maxLength") for item in page if item["name"] == "prefix"] == [20]
+
+
+# -- Against the declared fields ---------------------------------------------------------------------------------------
+
+FIELDS = list(models.FIELDS)
+SCHEMAS = resolve(DOCUMENT["components"]["schemas"])
+SCHEMA_OF = {"code": "Code", "name": "Text", "instructor": "OptionalText"}
+
+
+def test_every_schema_of_a_course_has_the_declared_fields():
+    course, new, replacement = (SCHEMAS[name] for name in ("Course", "NewCourse", "CourseReplacement"))
+    assert list(course["properties"]) == ["id", *FIELDS] == course["required"]
+    assert list(new["properties"]) == FIELDS == new["required"]
+    assert list(replacement["properties"]) == FIELDS[1:] == replacement["required"]
+    assert list(SCHEMAS["CourseChange"]["properties"]) == FIELDS[1:]
+    for schema in (course, new, replacement, SCHEMAS["CourseChange"]):
+        assert all(
+            schema["properties"][field] == SCHEMAS[SCHEMA_OF[field]]
+            for field in FIELDS
+            if field in schema["properties"]
+        )
+
+
+def test_a_change_has_at_least_one_field():
+    change = jsonschema.Draft202012Validator(SCHEMAS["CourseChange"])
+    fields = FIELDS[1:]
+    for chosen in itertools.chain.from_iterable(itertools.combinations(fields, n) for n in range(len(fields) + 1)):
+        assert change.is_valid({"id": 1} | dict.fromkeys(chosen, "text")) == bool(chosen)
+
+
+def test_the_list_has_the_declared_fields():
+    operation = OPERATIONS["get", "/courses"]
+    schemas = {item["name"]: item["schema"] for item in operation["parameters"]}
+    sortable = ["id", *FIELDS]
+    assert schemas["sort"]["enum"] == [*sortable, *(f"-{field}" for field in sortable)]
+    assert schemas["after"]["pattern"] == rf"^(-?({'|'.join(sortable)}):[0-9]{{1,18}}:[^\x00]*)?$"
+    csv = operation["responses"]["200"]["content"]["text/csv"]["schema"]
+    assert csv["pattern"] == rf"^{','.join(FIELDS)}\r\n"
+
+
+def test_a_cursor_and_a_file_are_as_described(client):
+    schemas = {item["name"]: item["schema"] for item in OPERATIONS["get", "/courses"]["parameters"]}
+    for sort in schemas["sort"]["enum"]:
+        link = client.get("/courses", {"sort": sort, "limit": 1}).headers["Link"]
+        (cursor,) = re.findall(r"after=([^&>]+)", link)
+        assert re.search(schemas["after"]["pattern"], urllib.parse.unquote_plus(cursor))
+    for name in schemas["format"]["enum"]:
+        file = client.get("/courses", {"format": name}).headers["Content-Disposition"]
+        assert file == f'attachment; filename="courses.{name}"'
+    client.get("/courses", {"format": "pdf"}, status=400)
+
+
+# -- For generators of clients -----------------------------------------------------------------------------------------
+
+
+def walk(part, *path):
+    """Yield every object of the document, with the keys that lead to it."""
+    if isinstance(part, dict):
+        yield path, part
+    for key, item in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        yield from walk(item, *path, key)
+
+
+def test_generators_can_read_it():
+    """Each of these has stopped a generator, or has made it write a client without types."""
+    for path, part in walk(DOCUMENT):
+        if path[-1:] == ("properties",):
+            continue
+        if "const" in part or "enum" in part or "pattern" in part:
+            assert isinstance(part["type"], str), path
+            assert isinstance(part.get("const", ""), str), path
+            assert part.get("pattern", "^").startswith("^") or part["pattern"] == "Accept", (
+                path
+            )  # "/" begins another form
+        if part.get("type") == "object":
+            assert path[:2] == ("components", "schemas") and len(path) == 3, f"{path} has no name"
+        assert "allOf" not in part, path
+        assert "<<" not in part, path
+    for (method, path), operation in OPERATIONS.items():
+        content = operation.get("requestBody", {}).get("content", {"application/json": {}})
+        assert next(iter(content)) == "application/json", (method, path)
+
+
+def test_every_example_fits_its_schema():
+    found = 0
+    for path, part in walk(resolve(DOCUMENT)):
+        schema = part.get("schema", part)
+        values = examples(part) if "schema" in part else part.get("examples", ())
+        if path[-1:] == ("properties",) or not {"schema", "type"} & set(part):
+            continue
+        for value in values:
+            jsonschema.Draft202012Validator(schema).validate(value)
+            found += 1
+    assert found > 40
 
 
 def test_its_addresses_hold_below_a_prefix_and_the_login_is_the_first_way_to_authorize():
-    """Swagger UI resolves both addresses relative to the document: test_docs.py tries it in a browser."""
+    """Both addresses are relative to the document. With a scheme for ?token=, clients would send the token twice."""
     schemes = DOCUMENT["components"]["securitySchemes"]
     assert DOCUMENT["servers"] == [{"url": "."}]
-    assert schemes["login"]["flows"]["password"]["tokenUrl"] == "login"
-    assert list(schemes) == ["login", "bearer", "query"]
-    assert DOCUMENT["security"] == [{"login": []}, {"bearer": []}, {"query": []}]
+    assert schemes["login"]["flows"]["password"]["tokenUrl"] == "token"
+    assert list(schemes) == ["login", "bearer"]
+    assert DOCUMENT["security"] == [{"login": []}, {"bearer": []}]
 
 
 def test_it_is_served_unchanged(stranger):
@@ -111,7 +209,7 @@ def test_its_examples_are_true(client, method_and_path):
     for content_type, body in operation.get("requestBody", {"content": {"": {}}})["content"].items():
         for example in examples(body) or [""]:
             options = {"params": example, "content_type": content_type} if method not in ("get", "delete") else {}
-            if content_type == "application/json":
+            if content_type.endswith("json"):
                 options["params"] = course_api.msgspec.json.encode(example)
             response = getattr(client, method)(path, **options)
             described = operation["responses"][str(response.status_int)].get("content", {})
