@@ -8,6 +8,7 @@ Any other WSGI server can serve it as `course_api:app`, once seed.py has prepare
 
 import argparse
 import contextlib
+import difflib
 import functools
 import hashlib
 import importlib.util
@@ -18,6 +19,7 @@ import pathlib
 import re
 import threading
 import time
+import unicodedata
 from urllib.parse import parse_qsl, quote, urlencode
 
 import bottle
@@ -25,7 +27,7 @@ import jwt
 import limits
 import msgspec
 import peewee
-from bottle import HTTPError, HTTPResponse, request, response, static_file
+from bottle import HTTPError, HTTPResponse, request, response
 
 import course_files
 import database
@@ -36,8 +38,9 @@ from database import db
 from fields import Text, ValidationError, WholeNumber
 from models import CHANGEABLE, FIELDS, SORTS, Course, Cursor, User, join_words
 
-VERSION = "2.0.0"
+VERSION = "3.0.0"
 JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlencoded"
+MERGE_PATCH = "application/merge-patch+json"  # RFC 7396: members that are given replace the course's
 FILTERS = [name for name, field in FIELDS.items() if field.filter]
 log = logging.getLogger("course_api")
 bottle.Response.default_content_type = JSON
@@ -49,17 +52,23 @@ app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
 
-@app.get(["/courses", "/courses/"], parameters=["q", *FILTERS, "sort", "limit", "offset", "after"])
-def list_courses(q="", sort="id", limit=0, offset=0, after=None, **filters):
+FORMATS = {  # of each format of a list: its media type, and the function that makes it of a JSON array
+    "json": (JSON, b'{"courses": %b}'.__mod__),
+    "csv": ("text/csv; charset=utf-8; header=present", course_files.make_csv),
+}
+
+
+@app.get(["/courses", "/courses/"], parameters=["q", "prefix", *FILTERS, "sort", "limit", "offset", "after", "format"])
+def list_courses(q="", prefix="", sort="id", limit=0, offset=0, after=None, format="", **filters):  # noqa: A002
     """List the courses that the query asks for; by default all, in the order they were added."""
     if after and after.sort != sort:
         raise HTTPError(400, "after belongs to another sort; send both as in the link")
-    total, courses, cursor = Course.get_page(q, sort, limit, offset, after, **filters)
+    total, courses, cursor = Course.get_page(q, prefix, sort, limit, offset, after, **filters)
     set_list_headers(total, cursor, limit, offset)
-    if prefers(CSV, over=JSON):
-        response.content_type = "text/csv; charset=utf-8; header=present"
-        return conditional_response(course_files.make_csv(courses))
-    return conditional_response(b'{"courses": %b}' % courses)
+    if format:
+        response.set_header("Content-Disposition", f'attachment; filename="courses.{format}"')
+    response.content_type, make_list = FORMATS[format or preferred_format()]
+    return conditional_response(make_list(courses))
 
 
 @app.get("/courses/<code>")
@@ -71,6 +80,8 @@ def get_course(code):
 @app.post(["/courses", "/courses/"], parameters=["update"])
 def add_courses(by, update=False):
     """Add one course, or many, all or none, from JSON or CSV; with `update`, change those that exist."""
+    if "HTTP_IF_MATCH" in request.environ:
+        raise HTTPError(400, "If-Match has no meaning here; leave it out, or send it with PUT or PATCH to a course")
     rows, unit = parse_upload(*read_body(JSON, CSV))
     if unit == "course" and not update:
         return add_course(rows[1], by)
@@ -86,19 +97,20 @@ def add_course(document, by):
     """Add one course, a JSON object."""
     course = models.clean_course(document)
     try:
-        if not Course.insert_course(course, by):
-            raise role_error(by) or role_changed()
+        stored = write_course(course["code"], Course.insert_course, course, by)
     except peewee.IntegrityError as error:
         if not db.is_duplicate(error, "courses", "code"):
             raise
         raise HTTPError(409, f"Course code {course['code']} is in the courses already") from None
-    return empty_response(201, f"/courses/{course['code']}")
+    if stored is None:
+        raise role_error(by) or role_changed()
+    return written_response(201, course["code"], stored)
 
 
 @app.put("/courses/<code>")
 def replace_course(code, by):
     """Set a course's fields; those that have a default may be left out, and then stay as they are."""
-    change = parse_change()
+    change = parse_change(code, JSON)
     if not all(name in change for name in models.REQUIRED):
         raise HTTPError(400, models.missing("and"))
     return change_course(code, change, by)
@@ -107,7 +119,7 @@ def replace_course(code, by):
 @app.route("/courses/<code>", method="PATCH")
 def update_course(code, by):
     """Set one or more of a course's fields."""
-    change = parse_change()
+    change = parse_change(code, JSON, MERGE_PATCH)
     if not change:
         raise HTTPError(400, models.missing("or"))
     return change_course(code, change, by)
@@ -116,9 +128,10 @@ def update_course(code, by):
 def change_course(code, change, by):
     """Change a course that meets the request's conditions."""
     old = load_for_conditions(code)
-    if not Course.change_course(code, change, old, by):
+    stored = write_course(code, Course.change_course, code, change, old, by)
+    if stored is None:
         raise refused_write(by, old)
-    return empty_response(204, f"/courses/{code}")
+    return written_response(200 if stored else 204, code, stored)
 
 
 @app.delete("/courses/<code>")
@@ -133,20 +146,19 @@ def delete_course(code, by):
 # -- Login -------------------------------------------------------------------------------------------------------------
 
 
+@app.post("/token", public=True)
+def get_token():
+    """Exchange a user name and a password for a token in JSON (RFC 6749 §5.1)."""
+    token, _ = exchange_password()
+    return render_token(token)
+
+
 @app.post("/login", public=True)
 def log_in():
-    """Exchange a user name and a password, in JSON or a form (RFC 6749 §4.3.2), for a token, bare or in JSON."""
-    content_type, body = read_body(JSON, FORM)
-    document = parse_object(body) if content_type == JSON else parse_form(body)
-    username, password = parse_login(document)
-    check_password(username, password)
-    request.environ["REMOTE_USER"] = username  # for the access log
-    token = make_token(username)
-    response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
-    if prefers(JSON, over="text/plain") or (content_type == FORM and "grant_type" in document):
-        return msgspec.json.encode(
-            {"access_token": token, "token_type": "Bearer", "expires_in": settings.TOKEN_SECONDS}
-        )
+    """Exchange a user name and a password for a bare token, or for JSON where that is preferred."""
+    token, is_oauth2 = exchange_password()
+    if is_oauth2 or preferred("text/plain", JSON) == JSON:
+        return render_token(token)
     response.content_type = "text/plain"
     return token
 
@@ -156,10 +168,11 @@ def log_in():
 DOCS = pathlib.Path(__file__).with_name("docs")
 SWAGGER = importlib.util.find_spec("offapi").submodule_search_locations[0]  # importing it would read 9 MB
 FILES = {  # of each path: the folder, the name, the media type
-    "/docs": (DOCS, "index.html", "text/html"),
-    "/docs/docs.js": (DOCS, "docs.js", "text/javascript"),
-    "/docs/swagger_bundle.js": (SWAGGER, "swagger_bundle.js", "text/javascript"),
-    "/docs/swagger_style.css": (SWAGGER, "swagger_style.css", "text/css"),
+    "/docs": (DOCS, "index.html", "text/html; charset=UTF-8"),
+    "/docs/docs.css": (DOCS, "docs.css", "text/css; charset=UTF-8"),
+    "/docs/docs.js": (DOCS, "docs.js", "text/javascript; charset=UTF-8"),
+    "/docs/swagger_bundle.js": (SWAGGER, "swagger_bundle.js", "text/javascript; charset=UTF-8"),
+    "/docs/swagger_style.css": (SWAGGER, "swagger_style.css", "text/css; charset=UTF-8"),
     "/openapi.yaml": (DOCS, "openapi.yaml", "application/yaml"),  # RFC 9512
 }
 DOCS_POLICY = (  # Content Security Policy, level 3
@@ -170,20 +183,18 @@ DOCS_POLICY = (  # Content Security Policy, level 3
 
 @app.get(list(FILES), public=True)
 def get_file():
-    """Return a file of the docs, whole even if Range asks for a part."""
-    folder, name, media_type = FILES[request.path]
-    request.environ.pop("HTTP_RANGE", None)
-    result = static_file(name, folder, media_type, etag=False, headers={"Content-Security-Policy": DOCS_POLICY})
-    if result.body:  # an open file for each client that reads slowly would be too many
-        result.body.close()
-        result.body = read_file(folder, name)
-    return result
+    """Return a file of the docs."""
+    _, _, response.content_type = FILES[request.path]
+    response.set_header("Content-Security-Policy", DOCS_POLICY)
+    return conditional_response(*read_file(request.path))
 
 
 @functools.cache
-def read_file(folder, name):
-    """Return a file of the docs."""
-    return pathlib.Path(folder, name).read_bytes()
+def read_file(path):
+    """Return a file of the docs and its ETag; to hash the largest takes a millisecond (measured)."""
+    folder, name, _ = FILES[path]
+    body = pathlib.Path(folder, name).read_bytes()
+    return body, make_etag(body)
 
 
 @app.get("/", public=True)
@@ -211,6 +222,8 @@ REASONS = {  # PyJWT's own messages can quote the token, and must not reach a he
     jwt.InvalidSignatureError: "the token is not signed with this API's key",
     jwt.MissingRequiredClaimError: "the token lacks sub, iat or exp",
 }
+NOT_GIVEN = "send a token as ?token= or in the Authorization header"
+HOW_TO_SEND = "send the header as Authorization: Bearer TOKEN, with a token from POST /token"
 CLOCK_SKEW = 5  # seconds that the clocks of several machines may differ
 
 
@@ -227,7 +240,7 @@ class JWTPlugin:
         def wrapper(**arguments):
             username = authenticate(request)
             if not (username or (reads and settings.PUBLIC_READ)):
-                raise unauthorized("send a token as ?token= or in the Authorization header", error="")
+                raise unauthorized(HOW_TO_SEND if "HTTP_AUTHORIZATION" in request.environ else NOT_GIVEN, error="")
             return callback(**arguments) if reads else callback(**arguments, by=username)
 
         return wrapper
@@ -317,6 +330,25 @@ throttle = limits.strategies.MovingWindowRateLimiter(settings.LIMIT_STORAGE)
 login_slots, hashing = threading.BoundedSemaphore(MAX_LOGINS), threading.Lock()
 
 
+def exchange_password():
+    """Return a token for the user name and the password of the body, and whether an OAuth2 form asks for it.
+
+    The body is JSON or a form (RFC 6749 §4.3.2).
+    """
+    content_type, body = read_body(JSON, FORM)
+    document = parse_object(body) if content_type == JSON else parse_form(body)
+    username, password = parse_login(document)
+    check_password(username, password)
+    request.environ["REMOTE_USER"] = username  # for the access log
+    response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
+    return make_token(username), content_type == FORM and "grant_type" in document
+
+
+def render_token(token):
+    """Return a token in JSON, as OAuth2 has it."""
+    return msgspec.json.encode({"access_token": token, "token_type": "Bearer", "expires_in": settings.TOKEN_SECONDS})
+
+
 def parse_login(document):
     """Return the user name and the password of a login; raise 400 if one is missing."""
     fields = {"username": User.username, "password": User.password}
@@ -372,12 +404,17 @@ MAX_UPLOADS = 8  # large uploads that arrive or wait; each is held in memory
 MAX_ROWS = 400_000  # courses in an upload
 upload_slots = threading.BoundedSemaphore(2)  # for large uploads, which take up to 450 MiB while they are handled
 
-TEXT = Text(1, FIELDS["name"].maximum)
+TEXT, PREFIX = Text(1, FIELDS["name"].maximum), Text(1, FIELDS["code"].maximum)
 
 
 def one_of(*choices):
     """Return a function that returns a text if it is one of the choices, and raises ValueError for any other."""
-    return lambda text: choices[choices.index(text)]
+    return lambda text: choices[choices.index(text.strip())]
+
+
+def parse_prefix(text):
+    """Return the beginning of a code; a blank at its end counts, since a code can have one there."""
+    return PREFIX.clean(text) + text[len(text.rstrip()) :]
 
 
 def make_filter(field):
@@ -388,11 +425,13 @@ def make_filter(field):
 
 PARAMETERS = {  # of each query parameter: a function that returns its value or raises ValueError, and the rule in words
     "q": (TEXT.parse, TEXT.rule),
+    "prefix": (parse_prefix, PREFIX.rule),
     **{name: make_filter(FIELDS[name]) for name in FILTERS},
     "sort": (one_of(*SORTS), f"{join_words(['id', *FIELDS], 'or')}, with - in front for descending order"),
     "limit": (WholeNumber(1, 1000).parse, "a whole number from 1 to 1000"),
     "offset": (WholeNumber(0, 10**12).parse, "a whole number, 0 or more"),
     "after": (Cursor.parse, "copied from the link to the next page"),
+    "format": (one_of(*FORMATS), join_words(FORMATS, "or")),
     "update": (lambda text: one_of("false", "true")(text.lower()) == "true", "true or false"),
 }
 
@@ -426,17 +465,17 @@ def parse_query(known):
             raise HTTPError(400, f"the parameter {name} is repeated; send it once")
         parse, rule = PARAMETERS[name]
         try:
-            if text.strip():  # a cursor can end in a blank, as the course does that it names
-                params[name] = parse(text if name == "after" else text.strip())
+            if text.strip():
+                params[name] = parse(text)  # a cursor and a prefix may end in a blank
         except ValueError:
             raise HTTPError(400, f"{name} must be {rule}") from None
     return params
 
 
 def decode_query():
-    """Return the names and texts of the query's parameters, without the token."""
+    """Return the names and texts of the query's parameters, without the token, and `_`, which keeps caches out."""
     try:
-        return [(name, text) for name, text in request.query.decode().allitems() if name != "token"]
+        return [(name, text) for name, text in request.query.decode().allitems() if name not in ("token", "_")]
     except UnicodeDecodeError:
         raise HTTPError(400, "the query must be percent-encoded UTF-8") from None
 
@@ -512,7 +551,7 @@ def read_body(*content_types):
     content_type = request.content_type.partition(";")[0].strip()
     if content_type not in content_types:
         raise HTTPError(415, f"send the header Content-Type: {' or '.join(content_types)}, and the body in that form")
-    if "HTTP_CONTENT_ENCODING" in request.environ:  # RFC 9110 §8.4
+    if request.environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":  # RFC 9110 §8.4
         raise HTTPError(415, "send the body uncompressed, without Content-Encoding", accept_encoding="identity")
     limit, has_end = largest + 1, request.environ.get("wsgi.input_terminated")  # by a server that decodes chunks
     try:
@@ -555,10 +594,19 @@ def parse_form(body):
         raise HTTPError(400, "the body is not a form in UTF-8") from None
 
 
-def parse_change():
-    """Return the fields that a PUT or PATCH gives, checked."""
-    _, body = read_body(JSON)
-    return models.clean_fields(parse_object(body), CHANGEABLE)
+def parse_change(code, *content_types):
+    """Return the fields that a PUT or PATCH gives, checked; raise 400 if it gives another code than the path's."""
+    _, body = read_body(*content_types)
+    document = parse_object(body)
+    change = models.clean_fields(document, CHANGEABLE)
+    if change and normalize(document.get("code", code)) != normalize(code):
+        raise HTTPError(400, f"the code of a course cannot be changed; send {code} as in the path, or leave it out")
+    return change
+
+
+def normalize(code):
+    """Return a code as it is compared: trimmed, and in Unicode's form NFC. What is no text stays."""
+    return unicodedata.normalize("NFC", code.strip()) if isinstance(code, str) else code
 
 
 def parse_upload(content_type, body):
@@ -589,13 +637,13 @@ def make_etag(body):
 
 
 def matches(condition, etag):
-    """Return whether a header names an ETag, strong or weakened by a compressing proxy, or any with `*`."""
-    return condition.strip() == "*" or etag in re.findall(r'"[^"]*"', condition)
+    """Return whether a header names an ETag by its digits, whatever a proxy made of the rest, or any with `*`."""
+    return etag.strip('"') in condition or condition.strip() == "*"
 
 
-def conditional_response(body):
+def conditional_response(body, etag=None):
     """Return a body with its ETag, or 304 if the client already has it (RFC 9110 §13.1.2)."""
-    etag = make_etag(body)
+    etag = etag or make_etag(body)
     response.set_header("ETag", etag)
     if matches(request.environ.get("HTTP_IF_NONE_MATCH", ""), etag):
         response.status = 304
@@ -627,6 +675,27 @@ def load_for_conditions(code):
     if not matches(if_match, etag):
         raise HTTPError(412, CHANGED)
     return msgspec.json.decode(course)
+
+
+def write_course(code, write, *arguments):
+    """Call a function that writes a course; return the course in JSON if Prefer asks for it, else b"".
+
+    Returns None if the function wrote nothing.
+    """
+    preferences = re.findall(r"(?:^|,)\s*return\s*=\s*\"?([\w-]*)", request.environ.get("HTTP_PREFER", "").lower())
+    if preferences[:1] == ["representation"]:  # RFC 7240 §4.2; of several, the first counts (§2)
+        return Course.write_and_read(code, write, *arguments)
+    return b"" if write(*arguments) else None
+
+
+def written_response(status, code, course):
+    """Return the response to a write: what write_course() returned, and with a course its ETag."""
+    empty_response(status, f"/courses/{code}")
+    if course:
+        response.content_type = JSON
+        response.set_header("ETag", make_etag(course))
+        response.set_header("Preference-Applied", "return=representation")
+    return course
 
 
 def refused_write(by, old):
@@ -671,20 +740,26 @@ def pagination_links(total, cursor, limit, offset):
     if cursor:
         changes["next"] = {"after": str(cursor)}
     query = request.query.decode().items()
-    kept = {name: text.strip() for name, text in query if name not in ("after", "offset") and text.strip()}
+    kept = {name: text for name, text in query if name not in ("after", "offset", "_") and text.strip()}
     path = url_of("/courses")
     return ", ".join(f'<{path}?{urlencode(kept | change)}>; rel="{rel}"' for rel, change in changes.items())
 
 
-def prefers(media_type, over):
-    """Return whether Accept rates one media type above another, wildcards included (RFC 9110 §12.5.1)."""
+def preferred_format():
+    """Return the name of the format that Accept prefers for a list, JSON if it prefers none."""
+    media_types = {media_type.partition(";")[0]: name for name, (media_type, _) in FORMATS.items()}
+    return media_types[preferred(*media_types)]
+
+
+def preferred(*media_types):
+    """Return the media type that Accept rates highest, the first of equals, wildcards included (RFC 9110 §12.5.1)."""
     qualities = parse_accept(request.environ.get("HTTP_ACCEPT", ""))
 
     def quality(wanted):
         ranges = (wanted, wanted.partition("/")[0] + "/*", "*/*")
         return next((qualities[name] for name in ranges if name in qualities), 0)
 
-    return quality(media_type) > quality(over)
+    return max(media_types, key=quality)
 
 
 def parse_accept(header):
@@ -701,7 +776,9 @@ def parse_accept(header):
 # -- Errors and hooks --------------------------------------------------------------------------------------------------
 
 MAX_ERRORS = 100  # bad rows that a response names
-EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, WWW-Authenticate, X-Total-Count"
+EXPOSED_HEADERS = (
+    "Content-Disposition, ETag, Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Total-Count"
+)
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # a URL can hold a token
@@ -773,16 +850,68 @@ def render_error(error):
         methods = complete_methods(error.headers["Allow"])
         response.set_header("Allow", ", ".join(methods))
         error.body = f"{request.method} is not allowed for {request.path}; use {' or '.join(methods)}"
+    elif error.status_code == 404 and "bottle.route" not in request.environ:
+        path, near = request.environ["PATH_INFO"], nearest_path(request.path)
+        next_step = f"use {url_of(near)}" if near else f"see {url_of('/docs')} for what there is"
+        error.body = f"there is nothing at {path}; {next_step}"
     return msgspec.json.encode(error.body if isinstance(error.body, dict) else {"error": error.body})
 
 
 app.default_error_handler = render_error
 
 
+def nearest_path(path):
+    """Return the path of the API that is most like one which it does not have, such as /docs/, or None."""
+    first, *rest = [part for part in path.split("/") if part] or [""]
+    starts = {route.rule.split("/")[1] for route in app.routes}
+    near = "/".join(["", *difflib.get_close_matches(first.lower(), starts, 1), *rest])
+    return near if allowed_methods(near) else None
+
+
+def allowed_methods(path):
+    """Return the methods of the routes for a path."""
+    try:
+        app.match({"REQUEST_METHOD": "OPTIONS", "PATH_INFO": path})
+    except HTTPError as error:
+        if error.status_code == 405:
+            return complete_methods(error.headers["Allow"])
+    return []
+
+
 def complete_methods(allowed):
     """Return the methods of the routes for a path, with those that need no route."""
     methods = {"OPTIONS", *allowed.split(",")}
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+
+
+def answer_preflight():
+    """Answer a preflight of a page of CORS_ORIGINS on every path, so that the page sees why it fails."""
+    if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in request.environ and is_allowed_origin():
+        raise HTTPResponse(status=204, allow=", ".join(allowed_methods(request.environ["PATH_INFO"])))
+
+
+def allow_origin():
+    """Let the pages of CORS_ORIGINS read every response, errors included (Fetch standard, CORS protocol)."""
+    response.set_header("Vary", "Accept, Origin")
+    if is_allowed_origin():
+        environ = request.environ
+        response.set_header("Access-Control-Allow-Origin", environ["HTTP_ORIGIN"])
+        response.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
+        if request.method == "OPTIONS":
+            requested = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "Authorization")
+            response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
+            response.set_header("Access-Control-Allow-Headers", requested)
+            response.set_header("Access-Control-Max-Age", "600")  # seconds
+
+
+def is_allowed_origin():
+    """Return whether the request comes from a page of CORS_ORIGINS."""
+    return settings.CORS_ORIGINS.fullmatch(request.environ.get("HTTP_ORIGIN", "")) is not None
+
+
+if settings.CORS_ORIGINS:
+    app.add_hook("before_request", answer_preflight)  # before the other hooks, which refuse some paths
+    app.add_hook("after_request", allow_origin)
 
 
 @app.hook("before_request")
@@ -796,15 +925,12 @@ def refuse_invalid_path():
 @app.hook("before_request")
 def answer_options():
     """Answer OPTIONS with the methods of the path; a catch-all route would turn each 404 into a 405."""
-    if request.method == "OPTIONS":
-        if request.environ["PATH_INFO"] == "*":  # the server as a whole (RFC 9110 §9.3.7)
-            raise HTTPResponse(status=204)
-        try:
-            app.match(request.environ)
-        except HTTPError as error:
-            if error.status_code == 405:
-                methods = complete_methods(error.headers["Allow"])
-                raise HTTPResponse(status=204, allow=", ".join(methods)) from None
+    if request.method != "OPTIONS":
+        return
+    if request.environ["PATH_INFO"] == "*":  # the server as a whole (RFC 9110 §9.3.7)
+        raise HTTPResponse(status=204)
+    if methods := allowed_methods(request.environ["PATH_INFO"]):
+        raise HTTPResponse(status=204, allow=", ".join(methods))
 
 
 @app.hook("after_request")
@@ -815,35 +941,30 @@ def add_headers():
         headers.setdefault(name, [value])
 
 
-def allow_origin():
-    """Let the pages of CORS_ORIGINS read every response, errors included (Fetch standard, CORS protocol)."""
-    response.set_header("Vary", "Accept, Origin")
-    environ = request.environ
-    origin = environ.get("HTTP_ORIGIN", "")
-    if origin and (origin in settings.CORS_ORIGINS or "*" in settings.CORS_ORIGINS):
-        response.set_header("Access-Control-Allow-Origin", origin)
-        response.set_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)
-        if request.method == "OPTIONS":
-            requested = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "Authorization")
-            response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE")
-            response.set_header("Access-Control-Allow-Headers", requested)
-            response.set_header("Access-Control-Max-Age", "600")  # seconds
-
-
+@app.hook("before_request")
 def trust_proxy():
     """Take the client's address, without its port, from the end of X-Forwarded-For, where TRUSTED_PROXY appends it."""
     environ = request.environ
-    if settings.TRUSTED_PROXY in ("*", environ.get("REMOTE_ADDR")):
-        forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip(' \t"')
+    if "HTTP_X_FORWARDED_FOR" in environ and is_trusted(environ.get("REMOTE_ADDR", "")):
+        forwarded = environ["HTTP_X_FORWARDED_FOR"].rpartition(",")[2].strip(' \t"')
         address = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]+):\d+$", r"\1\3", forwarded)  # [v6]:port or v4:port
         with contextlib.suppress(ValueError):
             environ["REMOTE_ADDR"] = str(ipaddress.ip_address(address.partition("%")[0]))  # a zone can be any text
 
 
-if settings.CORS_ORIGINS:
-    app.add_hook("after_request", allow_origin)
-if settings.TRUSTED_PROXY:
-    app.add_hook("before_request", trust_proxy)
+@functools.lru_cache(maxsize=1024)  # so that it warns once
+def is_trusted(address):
+    """Return whether an address is a trusted proxy's; warn if it is not, for then all its clients count as one."""
+    try:
+        ip = ipaddress.ip_address(address)
+        name = ip = getattr(ip, "ipv4_mapped", None) or ip
+    except ValueError:  # a Unix socket has no address, and only * means it
+        name, ip = "*", ipaddress.IPv4Address(0)
+    if any(ip in network for network in settings.TRUSTED_PROXY):
+        return True
+    log.warning("X-Forwarded-For from %s is ignored; if that is your proxy, set TRUSTED_PROXY=%s", address, name)
+    return False
+
 
 # -- The program -------------------------------------------------------------------------------------------------------
 
@@ -896,7 +1017,7 @@ def main():
             body_limit=body_limit,
             max_uploads=MAX_UPLOADS,
             is_quick=is_quick,
-            login_paths={"/login"},
+            login_paths={"/login", "/token"},
             max_logins=MAX_LOGINS,
             quiet_paths={"/health"},
             drain_seconds=database.BUSY_SECONDS + 3,  # Docker kills after 10

@@ -100,6 +100,16 @@ class Course(db.Model):
         return db.execute_sql(DELETE_COURSE + condition, (by, by, *key)).rowcount > 0
 
     @classmethod
+    @retry_conflicts
+    def write_and_read(cls, code, write, *arguments):
+        """Call a function that writes a course; return what it has made of the course, as get_json does.
+
+        Nobody can change the course in between. Returns None if the function wrote nothing.
+        """
+        with db.write_transaction():
+            return cls.get_json(code) if write(*arguments) else None
+
+    @classmethod
     def get_all_courses(cls):
         """Return every course as a dict, in the order they were added."""
         _, courses, _ = cls.get_page()
@@ -117,19 +127,22 @@ class Course(db.Model):
         return db.to_bytes(row[0]) if row else None
 
     @classmethod
-    def get_page(cls, q="", sort="id", limit=0, offset=0, after=None, **filters):
+    def get_page(cls, q="", prefix="", sort="id", limit=0, offset=0, after=None, **filters):
         """Return how many courses match, a page of them as a JSON array in bytes, and the cursor of the next page.
 
-        Courses match that contain `q` in any text, in any case, and whose fields equal the `filters`. They are sorted
-        by the field `sort`, then by id; "-" in front means descending. The page has up to `limit` courses (0: all). It
-        starts after `offset` courses, or at the Cursor `after`, and then nothing is counted: the number is None. The
-        last page has no cursor: None.
+        Courses match that contain `q` in any text, in any case, whose code begins with `prefix`, and whose fields equal
+        the `filters`. They are sorted by the field `sort`, then by id; "-" in front means descending. The page has up
+        to `limit` courses (0: all). It starts after `offset` courses, or at the Cursor `after`, and then nothing is
+        counted: the number is None. The last page has no cursor: None.
         """
-        if db.reads_by_id and not (q or sort != "id" or limit or offset or after or filters):
+        if db.reads_by_id and not (q or prefix or sort != "id" or limit or offset or after or filters):
             total, courses = db.execute_sql(SELECT_ALL).fetchone()
             return total, db.to_bytes(courses), None
         column, descending = sort.removeprefix("-"), sort.startswith("-")
         conditions, values = search(q) if q else ([], [])
+        if prefix:
+            conditions.append("code >= %s AND code < %s")  # which all three databases find by the index
+            values += [prefix, end_of_prefix(prefix)]
         conditions += [f"{field} = %s" for field in filters]
         values += filters.values()
         if after:
@@ -284,6 +297,15 @@ def search(q):
         letters = (f"[{''.join(case)}]" if len(case) > 1 else db.escape(*case) for case in cases)
         condition, pattern = f"{db.match} %s", db.any_text + "".join(letters) + db.any_text
     return ["(" + " OR ".join(f"{name} {condition}" for name in TEXTS) + ")"], [pattern] * len(TEXTS)
+
+
+def end_of_prefix(prefix):
+    """Return the first text after all codes with this prefix, in the order of Unicode, as the databases sort codes."""
+    *start, last = prefix.rstrip("\U0010ffff") or [""]  # the last character, which has no next one
+    if not last:
+        return "\U0010ffff" * (FIELDS["code"].maximum + 1)
+    number = ord(last) + 1
+    return "".join(start) + chr(0xE000 if number == 0xD800 else number)  # between these two are no characters
 
 
 # Validation: a course is checked once, before the query.

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sys
+import unicodedata
 
 import limits
 
@@ -97,17 +98,47 @@ def storage(text):
 
 
 def proxies(text):
-    if text in ("", "*"):
-        return text
+    """Return the networks that a list of addresses and networks names; those that map IPv4 into IPv6 are IPv4's own."""
+    if text == "*":
+        text = "0.0.0.0/0, ::/0"
     try:
-        return str(ipaddress.ip_address(text))
+        networks = [ipaddress.ip_network(item, strict=False) for item in re.findall(r"[^,\s]+", text)]
     except ValueError:
-        raise ValueError("an IP address such as 127.0.0.1, or *") from None
+        raise ValueError("IP addresses and networks such as 127.0.0.1, 10.0.0.0/8, or * for any") from None
+    mapped = ipaddress.ip_network("::ffff:0:0/96")
+    return [
+        ipaddress.ip_network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+        if network.version == 6 and network.subnet_of(mapped)
+        else network
+        for network in networks
+    ]
 
 
 def origins(text):
-    rule = "origins like https://a.example, or *"
-    return pattern(r"((\*|[A-Za-z][\w+.-]*://[^/,\s]+)([,\s]+|$))*", rule)(text).lower().replace(",", " ").split()
+    """Return a pattern for the origins that a list names, or None for an empty list."""
+    return re.compile("|".join(map(origin, re.findall(r"[^,\s]+", text)))) if text else None
+
+
+def origin(text):
+    """Return a pattern for one origin, with * for any origin or any subdomain."""
+    if text == "*":
+        return ".+"
+    host = r"((?:\*\.)?[^\s/?#@:*\[\]]+|\[[0-9a-f:.]+\])"
+    found = re.fullmatch(rf"([a-z][a-z0-9+.-]*)://{host}(?::([0-9]+))?([/?#].*)?", text.lower())
+    if not found:
+        raise ValueError("origins like https://a.example or https://*.a.example, or *")
+    scheme, host, port, _ = found.groups()
+    has_port = port and int(port) != {"http": 80, "https": 443}.get(scheme)
+    sent = f"{scheme}://{'.'.join(map(punycode, host.split('.')))}" + (f":{int(port)}" if has_port else "")
+    if text != sent:
+        raise ValueError(f"origins as browsers send them: write {sent} in place of {text}")
+    return re.escape(sent).replace(r"\*", "[a-z0-9_.-]+")
+
+
+def punycode(label):
+    """Return a label of a host's name as browsers send it (RFC 3492)."""
+    label = unicodedata.normalize("NFKC", label)
+    return label if label.isascii() else f"xn--{label.encode('punycode').decode()}"
 
 
 # -- The settings ------------------------------------------------------------------------------------------------------
@@ -143,12 +174,15 @@ LIMIT_STORAGE = setting(
     "LIMIT_STORAGE", "memory://", "where failed logins are counted; redis://host:6379 for several processes", storage
 )
 TRUSTED_PROXY = setting(
-    "TRUSTED_PROXY", "", "address of the proxy whose X-Forwarded-For is believed, or * for any", proxies
+    "TRUSTED_PROXY",
+    "",
+    "addresses and networks of the proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8; * for any",
+    proxies,
 )
 CORS_ORIGINS = setting(
     "CORS_ORIGINS",
     "",
-    "web pages that may use the API, such as https://a.example, https://b.example; * for all",
+    "web pages that may use the API, such as https://a.example, https://*.b.example; * for all",
     origins,
 )
 THREADS = setting("THREADS", "4", "requests handled at once, plus up to 16 logins", whole_number(1, 1000))

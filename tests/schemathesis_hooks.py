@@ -37,7 +37,8 @@ def filter_case(_context, case):
     query = case.query or {}
     if re.search(r"\\x1[c-f]", repr([query, case.body])):
         return False
-    return all(str(query[name]).strip(" []{}") for name in ("sort", "limit", "offset", "update") if name in query)
+    names = {"format", "sort", "limit", "offset", "update"} & {*query}
+    return all(str(query[name]).strip(" []{}") for name in names)
 
 
 @schemathesis.hook

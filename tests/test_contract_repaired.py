@@ -2,6 +2,7 @@
 
 import json
 import logging
+import urllib.parse
 
 import pytest
 import webtest
@@ -22,7 +23,7 @@ import models
         ("POST", "/login", "application/json or application/x-www-form-urlencoded"),
         ("POST", "/courses", "application/json or text/csv"),
         ("PUT", "/courses/CSE115", "application/json"),
-        ("PATCH", "/courses/CSE115", "application/json"),
+        ("PATCH", "/courses/CSE115", "application/json or application/merge-patch+json"),
     ],
 )
 def test_every_route_says_what_body_to_send(client, method, path, types):
@@ -34,6 +35,32 @@ def test_every_route_says_what_body_to_send(client, method, path, types):
     response = client.request(path, method=method, body=b"\x1f\x8b", headers=headers, status=415)
     check_error(response, "send the body uncompressed, without Content-Encoding")
     assert response.headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("content_encoding", ["identity", "Identity"])
+def test_a_body_that_says_it_is_not_compressed_is_good(client, content_encoding):
+    client.post_json("/courses", NEW, headers={"Content-Encoding": content_encoding}, status=201)
+
+
+def test_a_merge_patch_is_json(client):
+    """RFC 7396"""
+    body = json.dumps({"instructor": "Grace Hopper"})
+    client.patch("/courses/CSE115", body, content_type="application/merge-patch+json; charset=utf-8", status=204)
+    assert get(client, "CSE115") == CSE115 | {"instructor": "Grace Hopper"}
+    client.put("/courses/CSE115", body, content_type="application/merge-patch+json", status=415)
+
+
+@pytest.mark.parametrize("method", ["put_json", "patch_json"])
+def test_the_code_of_a_course_cannot_be_changed(client, method):
+    change, send = {"name": "Basics", "instructor": "Grace Hopper"}, getattr(client, method)
+    for code in ("CSE225", "cse115", "", 5, None):
+        response = send("/courses/CSE115", change | {"code": code}, status=400)
+        error = "the code of a course cannot be changed; send CSE115 as in the path, or leave it out"
+        check_error(response, error)
+    assert get(client, "CSE115") == CSE115
+    send("/courses/CSE115", change | {"code": " CSE115 "}, status=204)
+    client.post_json("/courses", NEW | {"code": "\xc9CO"}, status=201)
+    send("/courses/%C3%89CO", change | {"code": "E\u0301CO"}, status=204)  # the same text in another form of Unicode
 
 
 def test_json_may_begin_with_a_byte_order_mark_and_its_type_may_have_parameters(client):
@@ -67,10 +94,26 @@ def test_a_body_may_be_as_large_as_the_limit_and_not_larger(client, monkeypatch)
 # -- Paths and methods -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/course", "/courses/CSE115/x", "/login/", "//courses", "/courses/a%2Fb"])
-def test_an_unknown_path_is_not_found(client, path):
+@pytest.mark.parametrize(
+    ("path", "next_step"),
+    [
+        ("/docs/", "use /docs"),
+        ("/Docs", "use /docs"),
+        ("/courses/CSE115/", "use /courses/CSE115"),
+        ("/course/AAS%20100", "use /courses/AAS%20100"),
+        ("//courses", "use /courses"),
+        ("/openapi.json", "use /openapi.yaml"),
+        ("/login/", "use /login"),
+        ("/healthz", "use /health"),
+        ("/courses/CSE115/x", "see /docs for what there is"),
+        ("/courses/a%2Fb", "see /docs for what there is"),
+        ("/index.html", "see /docs for what there is"),
+    ],
+)
+def test_an_unknown_path_is_not_found_and_the_error_says_where_to_look(client, path, next_step):
     for method in ("GET", "POST", "OPTIONS"):
-        client.request(path, method=method, status=404)
+        response = client.request(path, method=method, status=404)
+        check_error(response, f"there is nothing at {urllib.parse.unquote(path)}; {next_step}")
 
 
 @pytest.mark.parametrize("path", ["/courses/CSE115%FF", "/courses/%00", "/nowhere%C3"])

@@ -81,6 +81,8 @@ BAD_QUERIES = {
     "sort=id,name",
     "q must be 1 to 120 characters, with no control characters": f"q=a%00b q={'a' * 121}",
     "instructor must be 1 to 120 characters, with no control characters": "instructor=a%0Ab",
+    "prefix must be 1 to 20 characters, with no control characters": f"prefix=a%0Ab prefix={'a' * 21}",
+    "format must be json or csv": "format=pdf format=JSON",
     "after must be copied from the link to the next page": "after=5 after=id:5 after=id:-1:5 after=id:%D9%A3:5 "
     f"after=id:{'9' * 19}:5 after=nothing:5:5 after=name:5:a%00",
     "after belongs to another sort; send both as in the link": "after=name:5:a&sort=code after=-id:5:5",
@@ -91,11 +93,13 @@ BAD_QUERIES = {
 def test_the_list_takes_these_parameters():
     assert [name for name in PARAMETERS if name not in DEFAULTS] == [
         "q",
+        "prefix",
         "instructor",
         "sort",
         "limit",
         "offset",
         "after",
+        "format",
     ]
 
 
@@ -121,12 +125,82 @@ def test_an_unknown_parameter_is_refused_on_every_route(client, method, path, us
     assert get_list(client) == [CSE115, CSE465]
 
 
+def test_what_keeps_caches_out_is_ignored_on_every_route(client):
+    """jQuery's cache: false sends the time as `_`."""
+    page = client.get("/courses?_=1700000000&limit=1")
+    assert "_=" not in links(page)["next"]
+    for method in ("GET", "DELETE"):
+        client.request("/courses/CSE115?_=1700000000", method=method, status=[200, 204])
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_blank_parameter_counts_as_not_given(client, name):
     for blank in ("", "%20+"):
         response = client.get(f"/courses?{name}={blank}")
         assert codes(response) == ["CSE115", "CSE465"]
         assert "Link" not in response.headers
+
+
+# -- The beginning of the code -----------------------------------------------------------------------------------------
+
+
+def test_prefix_finds_the_codes_that_begin_so(catalogue):
+    for prefix, found in (
+        ("AAS", ["AAS 100"]),
+        ("aas", ["aas 200"]),
+        ("%20A", ["AAS 100"]),
+        ("AAS%20", ["AAS 100"]),
+        ("AAS%20%20", []),
+        ("6.", ["6.006"]),
+        ("%25", []),
+        ("_", []),
+        ("%C3%89", ["ÉCO 1"]),
+        ("MATH%26151", ["MATH&151"]),
+        ("MATH%261510", []),
+    ):
+        assert codes(catalogue.get(f"/courses?prefix={prefix}")) == found, prefix
+    assert codes(catalogue.get("/courses?prefix=AAS&q=intro&instructor=Geng,%20Zhe")) == ["AAS 100"]
+    assert codes(catalogue.get("/courses?prefix=AAS&q=algo")) == []
+
+
+def test_prefix_is_right_for_any_text(client):
+    """Characters at the ends of what the databases sort, and next to the gap that Unicode leaves for surrogates."""
+    letters = [
+        "a",
+        "b",
+        "A",
+        "ä",
+        "%",
+        "_",
+        "*",
+        "'",
+        "\\",
+        "~",
+        "\ud7ff",
+        "\ue000",
+        "\uffff",
+        "\U00010000",
+        "\U0010ffff",
+    ]
+    rng = random.Random(6)
+    texts = {"".join(rng.choices(letters, k=rng.randrange(1, 5))) for _ in range(150)} | {"\U0010ffff" * 20}
+    models.Course.delete().execute()
+    models.Course.add_courses(dict(enumerate({"code": code, "name": "N", "instructor": ""} for code in sorted(texts))))
+    for prefix in {text[:length] for text in texts for length in (1, 2, 3)}:
+        found = codes(client.get("/courses", {"prefix": prefix}))
+        assert found == [code for code in sorted(texts) if code.startswith(prefix)]
+
+
+def test_the_pages_of_a_prefix_keep_it(catalogue):
+    models.Course.add_courses({n: {"code": f"CSE {n}", "name": "N", "instructor": ""} for n in range(5)})
+    models.Course.add_courses({1: {"code": "CSE", "name": "N", "instructor": ""}})
+    seen, path = [], "/courses?prefix=CSE%20&limit=2&sort=-code"
+    while path:
+        page = catalogue.get(path)
+        assert page.headers.get("X-Total-Count", "5") == "5"
+        seen += codes(page)
+        path = links(page).get("next")
+    assert seen == [f"CSE {n}" for n in (4, 3, 2, 1, 0)]
 
 
 # -- Pages -------------------------------------------------------------------------------------------------------------
@@ -214,6 +288,18 @@ def test_a_page_of_csv_has_the_courses_and_the_headers_of_one_of_json(catalogue)
     for name in ("Link", "X-Total-Count", "Vary"):
         assert as_csv.headers[name] == as_json.headers[name]
     assert as_csv.headers["ETag"] != as_json.headers["ETag"]
+
+
+@pytest.mark.parametrize(("name", "content_type"), [("csv", "text/csv"), ("json", "application/json")])
+@pytest.mark.parametrize("accept", ["text/csv", "application/json", ""])
+def test_format_gives_a_file_whatever_accept_says(catalogue, name, content_type, accept):
+    as_file = catalogue.get(f"/courses?format={name}&limit=1", headers={"Accept": accept})
+    assert as_file.headers["Content-Disposition"] == f'attachment; filename="courses.{name}"'
+    assert f"format={name}" in links(as_file)["next"]
+    as_accept_says = catalogue.get("/courses?limit=1", headers={"Accept": content_type})
+    assert (as_file.body, as_file.headers["ETag"]) == (as_accept_says.body, as_accept_says.headers["ETag"])
+    assert as_file.headers["Content-Type"] == as_accept_says.headers["Content-Type"]
+    assert "Content-Disposition" not in as_accept_says.headers
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import fcntl
+import ipaddress
 import os
 import re
 import resource
@@ -44,8 +45,8 @@ SETTINGS = {  # a good value of each, what it means, what a refusal names, and b
     "PUBLIC_READ": ("true", True, "true or false", "maybe"),
     "LOGIN_LIMIT": ("3/minute", "3 per 1 minute", "5/5minutes", "often", "5/5fortnights"),
     "LIMIT_STORAGE": ("memory://", settings.LIMIT_STORAGE, "redis://", "disk://", "nothing"),
-    "TRUSTED_PROXY": ("127.0.0.1", "127.0.0.1", "127.0.0.1", "cafe", "999.999.1.1"),
-    "CORS_ORIGINS": ("https://a.example", ["https://a.example"], "https://a", "example.com", "https://a.example/"),
+    "TRUSTED_PROXY": ("127.0.0.1", [ipaddress.ip_network("127.0.0.1")], "127.0.0.1", "cafe", "999.999.1.1", "nginx, *"),
+    "CORS_ORIGINS": ("https://a.example", re.compile(r"https://a\.example"), "https://a", "example.com", "https://*"),
     "THREADS": ("8", 8, "1 to 1000", "0"),
     "LOG_LEVEL": ("DEBUG", "DEBUG", "DEBUG, INFO, WARNING or ERROR", "info"),
 }
@@ -89,6 +90,27 @@ def test_any_setting_may_come_from_a_file(monkeypatch, tmp_path, name):
     assert as_text(read_settings()[name]) == as_text(meaning)
     monkeypatch.setenv(name, "nonsense, since images set defaults")
     assert as_text(read_settings()[name]) == as_text(meaning)
+
+
+@pytest.mark.parametrize(
+    ("origin", "sent"),
+    [
+        ("https://a.example:443", "https://a.example"),
+        ("http://a.example:080", "http://a.example"),
+        ("https://a.example/", "https://a.example"),
+        ("https://a.example/page?x#y", "https://a.example"),
+        ("HTTPS://A.example", "https://a.example"),
+        ("https://münchen.example", "https://xn--mnchen-3ya.example"),
+        ("https://*.straße.example:8443", "https://*.xn--strae-oqa.example:8443"),
+        ("https://b.example, https://a.example:443", "https://a.example"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused_with_the_one_to_write(monkeypatch, origin, sent):
+    monkeypatch.setenv("CORS_ORIGINS", origin)
+    refusal = f"CORS_ORIGINS must be origins as browsers send them: write {sent} in place of {origin.split(', ')[-1]};"
+    assert why_refused().startswith(refusal)
+    monkeypatch.setenv("CORS_ORIGINS", sent)
+    read_settings()
 
 
 # -- Start -------------------------------------------------------------------------------------------------------------

@@ -118,11 +118,52 @@ PROXY = "192.0.2.80"
 )
 def test_the_trusted_proxy_names_the_client_in_any_form_and_nobody_else_does(monkeypatch, forwarded, address):
     for trusted, peer, expected in ((PROXY, PROXY, address), ("*", PROXY, address), (PROXY, "::1", "::1")):
-        monkeypatch.setattr(settings, "TRUSTED_PROXY", trusted)
-        environ = {"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded}
-        bottle.request.bind(environ)
-        course_api.trust_proxy()
-        assert environ["REMOTE_ADDR"] == expected
+        assert forward(monkeypatch, trusted, peer, forwarded) == expected
+
+
+def forward(monkeypatch, trusted, peer, forwarded="198.51.100.7"):
+    """Return the address that counts as the client's if a peer sends X-Forwarded-For."""
+    monkeypatch.setattr(settings, "TRUSTED_PROXY", settings.proxies(trusted))
+    course_api.is_trusted.cache_clear()
+    environ = {"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded}
+    bottle.request.bind(environ)
+    course_api.trust_proxy()
+    return environ["REMOTE_ADDR"]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "peers", "others"),
+    [
+        ("127.0.0.1", ["127.0.0.1", "::ffff:127.0.0.1"], ["127.0.0.2", "::1", "::ffff:127.0.0.2", ""]),
+        ("::ffff:10.0.0.1", ["10.0.0.1", "::ffff:10.0.0.1"], ["10.0.0.2"]),
+        ("10.0.0.0/8, fd00::/8", ["10.200.0.9", "::ffff:10.0.0.9", "fd12::1"], ["11.0.0.1", "fe80::1"]),
+        ("::ffff:10.0.0.0/104 192.0.2.80", ["10.200.0.9", "192.0.2.80"], ["11.0.0.1", "192.0.2.81"]),
+        ("10.0.0.7/8", ["10.0.0.9"], ["11.0.0.1"]),
+        ("fe80::/10", ["fe80::1%eth0"], ["fd12::1"]),
+        ("*", ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "", "unix:"], []),
+        ("", [], ["127.0.0.1", "::1", ""]),
+    ],
+)
+def test_trusted_proxies_are_addresses_and_networks_in_either_form(monkeypatch, trusted, peers, others):
+    assert [forward(monkeypatch, trusted, peer) for peer in peers] == ["198.51.100.7"] * len(peers)
+    assert [forward(monkeypatch, trusted, peer) for peer in others] == others
+
+
+def test_a_proxy_that_is_not_trusted_is_logged_once(stranger, caplog):
+    course_api.is_trusted.cache_clear()
+    for address in ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", "unix:"):
+        for _ in range(3):
+            log_in(stranger, LOGIN, address, headers={"X-Forwarded-For": "198.51.100.7"})
+        log_in(stranger, LOGIN, "192.0.2.3")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"X-Forwarded-For from {address} is ignored; if that is your proxy, set TRUSTED_PROXY={name}"
+        for address, name in (
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("192.0.2.2", "192.0.2.2"),
+            ("unix:", "*"),
+        )
+    ]
 
 
 def test_without_a_trusted_proxy_x_forwarded_for_is_ignored(stranger):

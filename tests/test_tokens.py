@@ -54,6 +54,27 @@ def test_a_form_with_grant_type_always_gets_json(stranger):
     assert stranger.post("/login", LOGIN_FORM, status=200).content_type == "text/plain"
 
 
+@pytest.mark.parametrize("accept", ["", "text/plain", "application/json, text/plain, */*"])
+def test_token_returns_json_whatever_is_preferred(stranger, accept):
+    for send, login in ((stranger.post_json, LOGIN), (stranger.post, LOGIN)):
+        response = send("/token", login, headers={"Accept": accept}, status=200)
+        assert (response.content_type, response.headers["Cache-Control"]) == ("application/json", "no-store")
+        token = response.json["access_token"]
+        assert response.json == {"access_token": token, "token_type": "Bearer", "expires_in": 200}
+        stranger.get(f"/courses?token={token}", status=200)
+
+
+def test_token_and_login_refuse_alike_and_count_failures_together(stranger):
+    for path in ("/token", "/login"):
+        check_error(stranger.post_json(path, {}, status=400), "username and password must be provided")
+        for _ in range(2):
+            wrong = stranger.post_json(path, LOGIN | {"password": "wrong"}, status=400)
+            check_error(wrong, "username or password is not correct")
+    stranger.post_json("/token", LOGIN | {"password": "wrong"}, status=400)
+    for path in ("/token", "/login"):
+        stranger.post_json(path, LOGIN, status=429)
+
+
 def test_json_sent_as_a_form_is_refused_with_the_header_to_send(stranger):
     """curl -d sends a form unless the header says otherwise."""
     response = stranger.post("/login", f"\n {json.dumps(LOGIN)}", status=415)
@@ -85,8 +106,8 @@ def test_a_login_with_a_missing_or_bad_field_is_refused(stranger, login, error):
 
 def test_only_login_health_and_the_docs_are_public():
     public = {route.rule for route in course_api.app.routes if route.config.get("public")}
-    files = {"/openapi.yaml", "/docs", "/docs/docs.js", "/docs/swagger_bundle.js", "/docs/swagger_style.css"}
-    assert public == {"/login", "/health", "/"} | files
+    files = {"/docs/docs.css", "/docs/docs.js", "/docs/swagger_bundle.js", "/docs/swagger_style.css"}
+    assert public == {"/login", "/token", "/health", "/", "/docs", "/openapi.yaml"} | files
 
 
 @pytest.mark.parametrize(("method", "path"), PROTECTED)
@@ -106,9 +127,19 @@ def test_the_scheme_may_have_any_case(stranger, scheme):
     stranger.get("/courses", headers={"Authorization": f"{scheme} {course_api.make_token('faisal')}"}, status=200)
 
 
-def test_another_scheme_and_a_blank_parameter_are_no_token(stranger):
-    response = stranger.get("/courses?token=", headers={"Authorization": "Basic ZmFpc2FsOmZhaXNhbA=="}, status=401)
-    assert response.headers["WWW-Authenticate"] == "Bearer"
+@pytest.mark.parametrize("form", ["{}", "JWT {}", "Token {}", "Basic ZmFpc2FsOmZhaXNhbA==", "Bearer: {}", ""])
+def test_another_scheme_and_a_bare_token_are_answered_with_the_header_to_send(stranger, form):
+    authorization = form.format(course_api.make_token("faisal"))
+    for path in ("/courses", "/courses?token="):
+        response = stranger.get(path, headers={"Authorization": authorization}, status=401)
+        reason = "send the header as Authorization: Bearer TOKEN, with a token from POST /token"
+        check_error(response, "Invalid token", reason=reason)
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_a_blank_parameter_is_no_token(stranger):
+    response = stranger.get("/courses?token=", status=401)
+    check_error(response, "Invalid token", reason="send a token as ?token= or in the Authorization header")
 
 
 def test_two_tokens_are_refused_even_if_both_are_good(stranger):
