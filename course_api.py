@@ -682,10 +682,15 @@ def write_course(code, write, *arguments):
 
     Returns None if the function wrote nothing.
     """
-    preferences = re.findall(r"(?:^|,)\s*return\s*=\s*\"?([\w-]*)", request.environ.get("HTTP_PREFER", "").lower())
-    if preferences[:1] == ["representation"]:  # RFC 7240 §4.2; of several, the first counts (§2)
+    if "HTTP_PREFER" in request.environ and prefers_course():
         return Course.write_and_read(code, write, *arguments)
     return b"" if write(*arguments) else None
+
+
+def prefers_course():
+    """Return whether Prefer asks for the course that is written (RFC 7240 §4.2); the first answer counts."""
+    answers = re.findall(r"(?:^|,)\s*return\s*=\s*\"?([\w-]*)", request.environ["HTTP_PREFER"].lower())
+    return answers[:1] == ["representation"]
 
 
 def written_response(status, code, course):

@@ -1,4 +1,4 @@
-"""The servers that tests use beside the API: nginx, PgBouncer, a PostgreSQL of their own, and new databases."""
+"""The servers that tests use beside the API: proxies, PgBouncer, a PostgreSQL of their own, and new databases."""
 
 import concurrent.futures
 import contextlib
@@ -205,6 +205,68 @@ def nginx(folder, copies, configure=configure_nginx, **options):
     configuration = configure(folder, port, copies, **options)
     command = [NGINX, "-e", "stderr", "-c", configuration, "-g", "daemon off; user root;"]
     with running(command, port, pathlib.Path(folder, "nginx.log")):
+        yield f"http://127.0.0.1:{port}"
+
+
+# -- Other proxies, which compress -------------------------------------------------------------------------------------
+
+APACHE = """
+ServerRoot {folder}
+ServerName localhost
+Listen 127.0.0.1:{port}
+PidFile {folder}/apache.pid
+ErrorLog {folder}/apache.log
+User www-data
+Group www-data
+{modules}
+SetOutputFilter {filter}
+ProxyPass / http://127.0.0.1:{api}/ nocanon
+"""
+APACHE_MODULES = ["mpm_event", "authz_core", "proxy", "proxy_http", "filter"]
+HAPROXY = """
+defaults
+    mode http
+    timeout connect 20s
+    timeout client 20s
+    timeout server 20s
+    compression algo gzip
+    compression type application/json
+listen api
+    bind 127.0.0.1:{port}
+    server api 127.0.0.1:{api}
+"""
+CADDY = """
+{{
+    admin off
+    auto_https off
+}}
+http://127.0.0.1:{port} {{
+    encode zstd gzip
+    reverse_proxy 127.0.0.1:{api}
+}}
+"""
+COMPRESSING = {  # of each proxy: the program, its arguments before the configuration's path, the configuration
+    "apache2, mod_deflate": ("apache2", ["-D", "FOREGROUND", "-f"], APACHE, {"filter": "DEFLATE"}),
+    "apache2, mod_brotli": ("apache2", ["-D", "FOREGROUND", "-f"], APACHE, {"filter": "BROTLI_COMPRESS"}),
+    "haproxy": ("haproxy", ["-db", "-f"], HAPROXY, {}),
+    "caddy": ("caddy", ["run", "--adapter", "caddyfile", "--config"], CADDY, {}),
+}
+
+
+@contextlib.contextmanager
+def compressing_proxy(folder, name, api):
+    """Run one of the proxies of COMPRESSING in front of the API at a port for the block; yield its URL."""
+    program, arguments, configuration, options = COMPRESSING[name]
+    path = shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
+    if not path:
+        pytest.skip(f"install {program}: apt-get install {program}")
+    (port,) = find_ports(1)
+    modules = [*APACHE_MODULES, name.partition("mod_")[2]]
+    lines = "\n".join(f"LoadModule {one}_module /usr/lib/apache2/modules/mod_{one}.so" for one in modules)
+    file = pathlib.Path(folder, "proxy.conf")
+    file.write_text(configuration.format(folder=folder, port=port, api=api, modules=lines, **options))
+    environment = os.environ | {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    with running([path, *arguments, file], port, pathlib.Path(folder, "proxy.log"), env=environment):
         yield f"http://127.0.0.1:{port}"
 
 

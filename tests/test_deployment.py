@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import torture
 from catalogue import COURSE, LOGIN, course, without_id
-from servers import ask, execute, find_ports, new_database, nginx, pgbouncer, server_url
+from servers import COMPRESSING, ask, compressing_proxy, execute, find_ports, new_database, nginx, pgbouncer, server_url
 
 import database
 
@@ -87,17 +87,37 @@ def test_under_another_server_every_address_has_its_script_name(start, seeded):
 # -- Behind nginx ------------------------------------------------------------------------------------------------------
 
 
-@integration
-def test_an_etag_that_nginx_has_weakened_by_compressing_is_good_for_both_conditions(proxied):
-    url, api = proxied({})
-    bearer, path = api.bearer(), "/courses/AAS%20100"
+def check_conditions(url, bearer, encoding="gzip"):
+    """Check that the ETag which a compressing proxy has changed is good for every condition; return it."""
+    path, accept = "/courses/AAS%20100", {"Accept-Encoding": encoding}
     long = course(COURSE["code"], "\U0001f41a" * 120, "\U0001f41a" * 120)
-    assert ask(url, "POST", "/courses", long, bearer)[0] == 201
-    status, headers, _ = ask(url, "GET", path, None, bearer | {"Accept-Encoding": "gzip"})
-    assert (status, headers["Content-Encoding"]) == (200, "gzip") and headers["ETag"].startswith('W/"')
-    assert ask(url, "GET", path, None, bearer | {"If-None-Match": headers["ETag"]})[0] == 304
-    assert ask(url, "PUT", path, COURSE, bearer | {"If-Match": headers["ETag"]})[0] == 204
-    assert ask(url, "PUT", path, COURSE, bearer | {"If-Match": headers["ETag"]})[0] == 412
+    status, first, _ = ask(url, "POST", "/courses", long, bearer | accept | {"Prefer": "return=representation"})
+    assert status == 201
+    status, headers, _ = ask(url, "GET", path, None, bearer | accept)
+    etag = headers["ETag"]
+    assert (status, headers["Content-Encoding"]) == (200, encoding)
+    assert ask(url, "GET", path, None, bearer | accept | {"If-None-Match": etag})[0] == 304
+    assert ask(url, "PUT", path, COURSE, bearer | accept | {"If-None-Match": etag})[0] == 412
+    assert ask(url, "PATCH", path, long, bearer | accept | {"If-Match": first["ETag"]})[0] == 204
+    assert ask(url, "PUT", path, COURSE, bearer | accept | {"If-Match": etag})[0] == 204
+    assert ask(url, "PUT", path, COURSE, bearer | accept | {"If-Match": etag})[0] == 412
+    return etag
+
+
+@integration
+def test_an_etag_that_nginx_has_weakened_by_compressing_is_good_for_every_condition(proxied):
+    url, api = proxied({})
+    assert check_conditions(url, api.bearer()).startswith('W/"')
+
+
+@integration
+@pytest.mark.parametrize("name", COMPRESSING)
+def test_an_etag_that_another_proxy_has_changed_is_good_for_every_condition(start, seeded, tmp_path, name):
+    api = start()
+    with compressing_proxy(tmp_path, name, urlsplit(api.url).port) as url:
+        encoding = "br" if "brotli" in name else "gzip"
+        etag = check_conditions(url, api.bearer(), encoding)
+    assert etag.endswith(f'-{encoding}"') == ("apache2" in name)
 
 
 @integration
