@@ -889,6 +889,31 @@ def complete_methods(allowed):
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
+@app.hook("before_request")
+def trust_proxy():
+    """Take the client's address, without its port, from the end of X-Forwarded-For, where TRUSTED_PROXY appends it."""
+    environ = request.environ
+    if "HTTP_X_FORWARDED_FOR" in environ and is_trusted(environ.get("REMOTE_ADDR", "")):
+        forwarded = environ["HTTP_X_FORWARDED_FOR"].rpartition(",")[2].strip(' \t"')
+        address = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]+):\d+$", r"\1\3", forwarded)  # [v6]:port or v4:port
+        with contextlib.suppress(ValueError):
+            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(address.partition("%")[0]))  # a zone can be any text
+
+
+@functools.lru_cache(maxsize=1024)  # so that it warns once
+def is_trusted(address):
+    """Return whether an address is a trusted proxy's; warn if it is not, for then all its clients count as one."""
+    try:
+        ip = ipaddress.ip_address(address)
+        name = ip = getattr(ip, "ipv4_mapped", None) or ip
+    except ValueError:  # a Unix socket has no address, and only * means it
+        name, ip = "*", ipaddress.IPv4Address(0)
+    if any(ip in network for network in settings.TRUSTED_PROXY):
+        return True
+    log.warning("X-Forwarded-For from %s is ignored; if that is your proxy, set TRUSTED_PROXY=%s", address, name)
+    return False
+
+
 def answer_preflight():
     """Answer a preflight of a page of CORS_ORIGINS on every path, so that the page sees why it fails."""
     if request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in request.environ and is_allowed_origin():
@@ -944,31 +969,6 @@ def add_headers():
     headers = response.headers.dict  # set_header costs four times as much (measured)
     for name, value in HEADERS.items():
         headers.setdefault(name, [value])
-
-
-@app.hook("before_request")
-def trust_proxy():
-    """Take the client's address, without its port, from the end of X-Forwarded-For, where TRUSTED_PROXY appends it."""
-    environ = request.environ
-    if "HTTP_X_FORWARDED_FOR" in environ and is_trusted(environ.get("REMOTE_ADDR", "")):
-        forwarded = environ["HTTP_X_FORWARDED_FOR"].rpartition(",")[2].strip(' \t"')
-        address = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]+):\d+$", r"\1\3", forwarded)  # [v6]:port or v4:port
-        with contextlib.suppress(ValueError):
-            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(address.partition("%")[0]))  # a zone can be any text
-
-
-@functools.lru_cache(maxsize=1024)  # so that it warns once
-def is_trusted(address):
-    """Return whether an address is a trusted proxy's; warn if it is not, for then all its clients count as one."""
-    try:
-        ip = ipaddress.ip_address(address)
-        name = ip = getattr(ip, "ipv4_mapped", None) or ip
-    except ValueError:  # a Unix socket has no address, and only * means it
-        name, ip = "*", ipaddress.IPv4Address(0)
-    if any(ip in network for network in settings.TRUSTED_PROXY):
-        return True
-    log.warning("X-Forwarded-For from %s is ignored; if that is your proxy, set TRUSTED_PROXY=%s", address, name)
-    return False
 
 
 # -- The program -------------------------------------------------------------------------------------------------------
