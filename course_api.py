@@ -205,11 +205,13 @@ def redirect_to_docs():
 
 @app.get("/health", public=True)
 def get_health():
-    """Report whether the database can read a course."""
+    """Report whether the database can read a course, and the login limit's storage can be asked."""
     try:
         Course.select().exists()
     except peewee.PeeweeException as error:
-        raise unavailable("the database", error) from None
+        db.discard()
+        raise unavailable("the database", database.describe(error)) from None
+    settings.LIMIT_STORAGE.get("health")
     return '{"status": "ok"}'
 
 
@@ -827,11 +829,11 @@ def handle_exceptions(callback):
         except ValidationError as error:
             raise HTTPError(400, str(error)) from None
         except limits.errors.StorageError as error:
-            raise unavailable("the login limit's storage", error.storage_error) from None
+            raise unavailable("the login limit's storage", database.describe(error.storage_error)) from None
         except Exception as error:
             db.discard()
             if isinstance(error, peewee.PeeweeException) and db.is_outage(error):
-                raise unavailable("the database", error) from None
+                raise unavailable("the database", database.describe(error)) from None
             log.exception("unexpected error")
             raise HTTPError(500, "Internal Server Error") from None
 
@@ -843,9 +845,9 @@ for plugin in plugins:  # a request passes them in this order
     app.install(plugin)
 
 
-def unavailable(what, error):
+def unavailable(what, reason):
     """Log an outage, and return the 503 for it (RFC 9110 §15.6.4)."""
-    log.error("%s is not available: %s", what, " ".join(str(error).split()))
+    log.error("%s is not available: %s", what, reason)
     return HTTPError(503, f"{what} is not available; try again soon", retry_after="1")
 
 
@@ -994,12 +996,28 @@ def prepare():
         with db.time_limit():  # as for requests, so that what fails then fails now
             if db.in_memory:
                 models.add_dummy_data()
+            check_writes()
             is_public = settings.HOST not in ("127.0.0.1", "::1", "localhost")
             if is_public and User.match_user(*models.DUMMY_USER):
                 log.warning("everyone knows the password of user faisal; change it: python seed.py user faisal")
             if not User.select().exists():
                 log.info("there is no user yet; run python seed.py")
             signing_key()
+    try:
+        settings.LIMIT_STORAGE.get("start")
+    except limits.errors.StorageError as error:
+        reason = database.describe(error.storage_error)
+        log.warning("the login limit's storage is not available, so that nobody can log in: %s", reason)
+
+
+def check_writes():
+    """Raise peewee.PeeweeException if the database cannot be written, unless another program has only locked it."""
+    try:
+        Course.delete_course("")  # no course has this code
+    except peewee.OperationalError as error:
+        if not db.is_conflict(error):
+            raise
+        log.warning("the database is locked: %s", database.describe(error))
 
 
 def main():
@@ -1012,7 +1030,8 @@ def main():
         example = "PORT=5001 python course_api.py"
         parser.error(f"{' '.join(unknown)}: settings are environment variables, such as: {example}")
     server.set_up_log()
-    prepare()
+    with server.exit_on_signals():
+        prepare()
     server.serve(
         server.Service(
             app=app,

@@ -5,29 +5,40 @@ What both servers share is in ServerPool. The docstrings of SQLite's methods hol
 """
 
 import contextlib
+import errno
 import functools
 import getpass
 import glob
+import ipaddress
 import logging
 import os
 import pathlib
+import queue
 import random
 import re
+import socket
 import sqlite3
 import sys
 import threading
 import time
+from urllib.parse import parse_qsl, urlsplit
 
 import peewee
 from playhouse import db_url
 from playhouse.migrations import Runner
-from playhouse.pool import PooledMySQLDatabase, PooledPostgresqlDatabase
+from playhouse.pool import MaxConnectionsExceeded, PooledMySQLDatabase, PooledPostgresqlDatabase
 
 from settings import DATABASE_URL, URL_RULE
 
 MIGRATIONS = pathlib.Path(__file__).with_name("migrations")
 BUSY_SECONDS = 5  # how long a write to SQLite waits for another one, and how long conflicts are retried
-CONNECT_SECONDS = 1  # how long it may take to connect to a database server
+CONNECT_SECONDS = 1  # how long it may take to look up a database server's name, and to connect to it
+# The usual words for an outage, whatever the database calls it.
+FULL, READ_ONLY, LOCKED = "the disk is full", "the database is read-only", "another program has locked it"
+TOO_MANY, NO_RIGHT, NO_LOGIN = "there are too many connections", "a right is missing", "the user or password is refused"
+TOO_LONG, TOO_LARGE = "a statement took too long, or waited for a lock", "it is larger than max_allowed_packet"
+# Passwords can look like options, so the option is not quoted.
+BAD_OPTION = "an option of DATABASE_URL is unknown or has a bad value; percent-encode the password"
 log = logging.getLogger("course_api")
 
 
@@ -36,6 +47,22 @@ def driver_error(error):
     while getattr(error, "orig", None):
         error = error.orig
     return error
+
+
+def sqlite_code(error):
+    """Return SQLite's primary result code of an error (sqlite.org/rescode.html), or None if it has none."""
+    code = getattr(driver_error(error), "sqlite_errorcode", None)
+    return code and code & 0xFF
+
+
+def sqlstate(error):
+    """Return PostgreSQL's code of an error, or None if it has none."""
+    return getattr(driver_error(error), "pgcode", None)
+
+
+def mariadb_number(error):
+    """Return MariaDB's number of an error, or None if it has none."""
+    return error.args[0] if error.args else None
 
 
 class SQLite(peewee.SqliteDatabase):
@@ -50,8 +77,10 @@ class SQLite(peewee.SqliteDatabase):
     reads_by_id = True  # a full scan returns rows in the order of their ids
     row_lock = ""  # a transaction that writes has locked everything
     migration_lock = "SELECT 1"
-    scrub = "VACUUM"  # removes deleted text from the file
+    read_mark, write_mark = "PRAGMA user_version", "PRAGMA user_version = {}"
     time_limit = contextlib.nullcontext
+    code = staticmethod(sqlite_code)
+    reasons = {sqlite3.SQLITE_FULL: FULL, sqlite3.SQLITE_READONLY: READ_ONLY, sqlite3.SQLITE_BUSY: LOCKED}
     mistakes = {
         None,
         sqlite3.SQLITE_ERROR,
@@ -67,6 +96,7 @@ class SQLite(peewee.SqliteDatabase):
         "synchronous": "full",  # WAL alone can lose an acknowledged write in a power cut (sqlite.org/pragma.html)
         "foreign_keys": "on",
         "cache_size": -8000,  # KiB; a page out of 100,000 courses takes half as long as with 2000 (measured)
+        "temp_store": "memory",  # the disk may have no folder for temporary files
     }
 
     def __init__(self, path, **options):
@@ -82,6 +112,18 @@ class SQLite(peewee.SqliteDatabase):
         path = url.removeprefix("sqlite://").removeprefix("/").partition("?")[0]  # to the letter, with any "#"
         options = db_url.parse(url.replace("#", "%23"))
         return cls(path, **{name: value for name, value in options.items() if name != "database"})
+
+    def _connect(self):
+        """Create the file for its owner alone; SQLite gives the files beside it the same mode."""
+        if not (self.in_memory or self.connect_params.get("uri") or os.path.exists(self.database)):
+            with contextlib.suppress(OSError):  # SQLite says why
+                os.close(os.open(self.database, os.O_RDWR | os.O_CREAT, 0o600))
+        return super()._connect()
+
+    def rollback(self):
+        """Roll back, unless SQLite has done so by itself, as it does when the disk is full."""
+        if self.connection().in_transaction:
+            super().rollback()
 
     def write_transaction(self):
         """Return a transaction that locks the database at its start, so that it never fails for a lock later."""
@@ -101,17 +143,95 @@ class SQLite(peewee.SqliteDatabase):
 
     def is_conflict(self, error):
         """Return whether an error undid work that may succeed when it is tried again."""
-        return primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        return sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
     def is_outage(self, error):
         """Return whether the database refused a statement for a reason that is not the statement."""
-        return primary_code(error) not in self.mistakes
+        return sqlite_code(error) not in self.mistakes
+
+    def hint(self, error):
+        """Return what an operator can do about an error at start, in words."""
+        path, user = os.path.realpath(self.database), getattr(os, "getuid", getpass.getuser)()
+        folder = os.path.dirname(path)
+        if not os.path.isdir(folder):
+            return f"there is no folder {folder}"
+        for file in (path, f"{path}-wal", f"{path}-shm"):
+            if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
+                return f"user {user} cannot read and write {file}, which belongs to user {os.stat(file).st_uid}"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"user {user} cannot write to the folder {folder}, which belongs to user {os.stat(folder).st_uid}"
+        return "" if sqlite_code(error) in self.reasons else "check DATABASE_URL"
+
+    def scrub(self):
+        """Remove deleted text, such as old passwords, from the file and its journal."""
+        self.execute_sql("VACUUM")
+        busy, _, _ = self.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise peewee.OperationalError("another program keeps reading, so that deleted passwords stay in the file")
 
 
-def primary_code(error):
-    """Return SQLite's primary result code of an error (sqlite.org/rescode.html), or None if it has none."""
-    code = getattr(driver_error(error), "sqlite_errorcode", None)
-    return code and code & 0xFF
+class Lookup:
+    """Limits how long the look-up of a server's name takes, which the drivers' connect_timeout does not cover.
+
+    It stands between Peewee's pool and the class that connects, since only a new connection needs a look-up.
+    """
+
+    def _connect(self):
+        hosts = str(self.connect_params.get("host") or "").split(",")  # PostgreSQL takes several
+        if "hostaddr" not in self.connect_params and all(map(is_name, hosts)):
+            wait_for_lookup(hosts, CONNECT_SECONDS)
+        try:
+            return super()._connect()
+        except OSError as error:  # PyMySQL's, of a file; it wraps those of the network
+            raise peewee.InterfaceError(f"a file that DATABASE_URL names cannot be used: {error}") from None
+        except Exception as error:
+            if isinstance(error, TypeError | ValueError | AttributeError) or type(error).__name__ == "ProgrammingError":
+                raise peewee.InterfaceError(BAD_OPTION) from None  # the driver would quote it
+            raise
+
+
+def is_name(host):
+    """Return whether a host is a name, and not an address, a socket's folder or nothing."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host != "" and not host.startswith(("/", "@"))
+    return False
+
+
+def wait_for_lookup(hosts, seconds):
+    """Wait until one of these names is looked up, or cannot be; raise peewee.OperationalError after so many seconds.
+
+    The system's own limit is often 10 seconds. A thread that waits for it ends with it.
+    """
+    done = queue.SimpleQueue()
+
+    def look_up(host):
+        with contextlib.suppress(OSError, UnicodeError):  # the driver says why
+            socket.getaddrinfo(host, None)
+        done.put(host)
+
+    for host in hosts:
+        threading.Thread(target=look_up, args=[host], daemon=True).start()
+    try:
+        done.get(timeout=seconds)
+    except queue.Empty:
+        raise peewee.OperationalError(f"no name server answers for {' and '.join(hosts)}") from None
+
+
+class UrlError(ValueError):
+    """A URL that cannot be used; the message quotes nothing of it."""
+
+
+def split_url(url):
+    """Return a server's URL's scheme, and its place: host, port and database.
+
+    Raises ValueError if a "/", "?" or "@" could belong to a password, which no message must show.
+    """
+    match = re.fullmatch(r"([a-z]+)://(?:[^/?]*@)?([^/?@]*/[^/?@]*)(?:\?[^@]*)?", url)
+    if not match:
+        raise ValueError("ambiguous")
+    return match[1], match[2]
 
 
 class ServerPool:
@@ -120,7 +240,7 @@ class ServerPool:
     pooled, in_memory, reads_never_wait, reads_by_id = True, False, False, False
     to_bytes = staticmethod(str.encode)
     row_lock = "FOR UPDATE"
-    circuit_open_until = 0  # on the monotonic clock, in seconds
+    circuit_open_until, circuit_reason = 0, ""  # on the monotonic clock, in seconds
 
     def __init__(self, database, **options):
         super().__init__(database, **options)
@@ -129,20 +249,45 @@ class ServerPool:
 
     @classmethod
     def from_url(cls, url):
-        options = db_url.parse(url.replace("#", "%23"), unquote_password=True, unquote_user=True)
+        scheme, place = split_url(url)
+        url = url.replace("#", "%23")
+        options = db_url.parse(url, unquote_password=True, unquote_user=True)
+        texts = {name: text for name, text in parse_qsl(urlsplit(url).query) if name in ("user", "password", "passwd")}
+        options |= texts  # Peewee makes numbers of digits
+        if "passwd" in options:  # Peewee's name, which PyMySQL deprecates
+            options["password"] = options.pop("passwd")
+        cls.check_options(options)
         database = cls(**cls.default_options | options | cls.fixed_options)
-        database.label = safe_label(url)
+        database.label = f"{scheme}://{place}"
         return database
+
+    @staticmethod
+    def check_options(options):
+        """Raise ValueError for options that would do less than they seem to."""
 
     def _connect(self):
         """Fail fast for a second after a failure: Peewee lets one thread connect at a time, and the others wait."""
         if time.monotonic() < self.circuit_open_until:
-            raise peewee.OperationalError("could not connect a moment ago")
+            raise peewee.OperationalError(f"could not connect a moment ago: {self.circuit_reason}")
         try:
             return super()._connect()
-        except Exception:
+        except MaxConnectionsExceeded:
+            raise
+        except Exception as error:
+            self.circuit_reason = error
             self.circuit_open_until = time.monotonic() + CONNECT_SECONDS
             raise
+
+    def connect(self, reuse_if_open=False):
+        try:
+            return super().connect(reuse_if_open)
+        except MaxConnectionsExceeded as error:  # of DATABASE_URL's own max_connections
+            raise peewee.OperationalError(str(error)) from None
+
+    def rollback(self):
+        """Roll back; if the connection is lost, the transaction is too, and the error before this one says why."""
+        with contextlib.suppress(peewee.OperationalError, peewee.InterfaceError):
+            super().rollback()
 
     @contextlib.contextmanager
     def time_limit(self):
@@ -163,8 +308,27 @@ class ServerPool:
         """Close this thread's connection instead of returning it to the pool."""
         self.manual_close()
 
+    def hint(self, error):
+        """Return what an operator can do about an error at start, in words."""
+        if self.reasons.get(self.code(error)) == NO_RIGHT:
+            user = self.connect_params.get("user") or "of DATABASE_URL"
+            return f"user {user} must own the tables, and have the right CREATE on the schema or database"
+        return "" if self.code(error) in self.reasons else "check DATABASE_URL"
 
-class PostgreSQL(ServerPool, PooledPostgresqlDatabase):
+    def scrub(self):
+        """Remove deleted text, such as old passwords, from the table's files."""
+        self.execute_sql(self.scrub_sql)
+
+
+class ResolvedPostgreSQL(Lookup, peewee.PostgresqlDatabase):
+    pass
+
+
+class ResolvedMariaDB(Lookup, peewee.MySQLDatabase):
+    pass
+
+
+class PostgreSQL(ServerPool, PooledPostgresqlDatabase, ResolvedPostgreSQL):
     default_options = {  # which DATABASE_URL can change; at most one connection for each thread
         "max_connections": 0,
         "stale_timeout": 300,  # seconds
@@ -177,7 +341,17 @@ class PostgreSQL(ServerPool, PooledPostgresqlDatabase):
     like = "ILIKE"
     match, any_text, escape = "~", "", staticmethod(re.escape)
     migration_lock = "SELECT pg_advisory_xact_lock(5000)"
-    scrub = "VACUUM FULL users"
+    scrub_sql = "VACUUM FULL users"
+    read_mark = "SELECT obj_description('users'::regclass)"
+    write_mark = "COMMENT ON TABLE users IS 'scrubbed after migration {}'"
+    code = staticmethod(sqlstate)
+    reasons = {
+        "53100": FULL,
+        "25006": READ_ONLY,
+        "55P03": LOCKED,
+        "42501": NO_RIGHT,
+        "57014": TOO_LONG,
+    }
     # The classes of SQLSTATE that blame the statement or its values (PostgreSQL's Appendix A).
     mistakes = {"0A", "20", "21", "22", "23", "26", "27", "2F", "34", "38", "39", "42", "44", "54", "P0"}
 
@@ -200,12 +374,7 @@ class PostgreSQL(ServerPool, PooledPostgresqlDatabase):
         return state == "42501" or state[:2] not in self.mistakes  # insufficient privilege
 
 
-def sqlstate(error):
-    """Return PostgreSQL's code of an error, or None if it has none."""
-    return getattr(driver_error(error), "pgcode", None)
-
-
-class MariaDB(ServerPool, PooledMySQLDatabase):
+class MariaDB(ServerPool, PooledMySQLDatabase, ResolvedMariaDB):
     LISTS = "group_concat_max_len = 1073741824"  # bytes; without it, JSON_ARRAYAGG gives NULL for a long list
     FOUND_ROWS = 2  # an UPDATE that changes nothing counts its rows too
     default_options = {
@@ -220,10 +389,34 @@ class MariaDB(ServerPool, PooledMySQLDatabase):
     like = ""
     match, any_text, escape = "REGEXP", "", staticmethod(re.escape)
     migration_lock = "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)"  # held until the connection closes
-    scrub = "OPTIMIZE TABLE users"
+    scrub_sql = "OPTIMIZE TABLE users"
+    read_mark = (
+        "SELECT table_comment FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'users'"
+    )
+    write_mark = "ALTER TABLE users COMMENT = 'scrubbed after migration {}'"
+    code = staticmethod(mariadb_number)
+    reasons = {
+        **dict.fromkeys([1021, 1114], FULL),
+        **dict.fromkeys([1290, 1792, 1836], READ_ONLY),
+        **dict.fromkeys([1040, 1203, 1226], TOO_MANY),
+        **dict.fromkeys([1044, 1142, 1143, 1370], NO_RIGHT),
+        1045: NO_LOGIN,
+        1153: TOO_LARGE,
+        **dict.fromkeys([1205, 1969, 3024], TOO_LONG),
+    }
     # The numbers that blame the statement or its values, but that PyMySQL counts as operational: unknown or ambiguous
     # columns, wrong counts, types, functions, patterns and values, a trigger's own error, a CHECK.
     mistakes = {1052, 1054, 1136, 1139, 1210, 1241, 1242, 1267, 1292, 1305, 1318, 1364, 1442, 1582, 1644, 1690, 4025}
+
+    @staticmethod
+    def check_options(options):
+        """Refuse half of what checks a certificate; make the password UTF-8, since PyMySQL would make it Latin-1."""
+        if options.get("ssl_ca") and not (options.get("ssl_verify_cert") or options.get("ssl_verify_identity")):
+            raise UrlError("ssl_ca checks nothing without ssl_verify_identity=true; add that")
+        if options.get("ssl_verify_identity") and not options.get("ssl_ca"):
+            raise UrlError("ssl_verify_identity=true checks nothing without ssl_ca; add that")
+        if "password" in options:
+            options["password"] = options["password"].encode()
 
     def upsert(self, key, columns):  # noqa: ARG002 (MariaDB finds the key itself)
         return "ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = VALUES({name})" for name in columns)
@@ -245,17 +438,12 @@ class MariaDB(ServerPool, PooledMySQLDatabase):
 SCHEMES = {"sqlite": SQLite, "postgres": PostgreSQL, "postgresql": PostgreSQL, "mysql": MariaDB, "mariadb": MariaDB}
 
 
-def safe_label(url):
-    """Return a server's URL without user, password and options; of an ambiguous one only the scheme."""
-    scheme, _, rest = url.partition("://")
-    place = re.fullmatch(r"(?:[^/?@]*@)?([^/?@]*/[^/?@]*)(?:\?[^@]*)?", rest)
-    return f"{scheme}://{place[1] if place else '...'}"
-
-
 def connect(url):
     """Return the database that a URL names, not yet opened; exit with one line if it names none."""
     try:
         return SCHEMES[url.partition(":")[0]].from_url(url)
+    except UrlError as error:
+        sys.exit(f"DATABASE_URL: {error}")
     except (TypeError, ValueError):
         sys.exit(f"DATABASE_URL must be {URL_RULE}; percent-encode the password, and check port and options")
 
@@ -296,10 +484,29 @@ def init_db(target=db):
             target.execute_sql(target.migration_lock)
             applied = runner.up()
         if applied:  # and not by another process
-            target.execute_sql(target.scrub)
             log.info("brought the schema up to date: %s", ", ".join(applied))
+    scrub(target, steps[-1].idx)
     if target.pooled:
         target.manual_close()  # MariaDB's lock ends with the connection
+
+
+def scrub(target, number):
+    """Remove the text that the migrations up to this number deleted, once; a mark in the database remembers it.
+
+    An earlier release leaves no mark. What fails is tried again at the next start.
+    """
+    (mark,) = target.execute_sql(target.read_mark).fetchone()
+    if str(mark).rpartition(" ")[2] != str(number):
+        target.scrub()
+        target.execute_sql(target.write_mark.format(number))
+
+
+def describe(error):
+    """Return in one line what is wrong: in the usual words if there are some, and in the driver's."""
+    words = FULL if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else db.reasons.get(db.code(error))
+    text = getattr(error, "strerror", None) or ", ".join(map(str, error.args))
+    text = " ".join(text.split())
+    return f"{words} ({text})" if words else text
 
 
 @contextlib.contextmanager
@@ -308,9 +515,7 @@ def exit_if_unusable():
     try:
         yield
     except (peewee.PeeweeException, TypeError) as error:  # TypeError: the driver does not know an option
-        hint, folder = "check DATABASE_URL", os.path.dirname(os.path.abspath(db.database))
+        text, hint = describe(error), db.hint(error)
         if isinstance(error, peewee.ImproperlyConfigured):
             hint = "install the drivers: pip install -r requirements-servers.txt"
-        elif not db.pooled and not os.access(folder, os.W_OK):
-            hint = f"user {getattr(os, 'getuid', getpass.getuser)()} cannot write to the folder {folder}"
-        sys.exit(f"cannot use the database {db.label}: {' '.join(str(error).split())}; {hint}")
+        sys.exit(f"cannot use the database {db.label}: {text}" + (f"; {hint}" if hint else ""))

@@ -1,6 +1,7 @@
 """The kinds of fields: each is a column, and has one rule for its values, which it can state in words."""
 
 import re
+import unicodedata
 
 import msgspec
 import peewee
@@ -10,6 +11,15 @@ CONTROL = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"  # for brackets; includes surrogate
 
 class ValidationError(ValueError):
     """Input that breaks a rule; the message says which."""
+
+
+def to_nfc(text, maximum):
+    """Return a text in NFC, in which texts are stored and compared (Unicode Standard Annex 15).
+
+    A text that is longer than `maximum` in NFC too is returned as it is: it may take quadratic time. No character in
+    NFC is made of more than four.
+    """
+    return unicodedata.normalize("NFC", text) if len(text) <= 4 * maximum else text
 
 
 class Text(peewee.CharField):
@@ -31,10 +41,10 @@ class Text(peewee.CharField):
         self.rule = f"{minimum} to {maximum} characters, {limits}"
 
     def clean(self, value):
-        """Return the value, trimmed; raise ValidationError if it breaks the rule."""
+        """Return the value, trimmed and in NFC; raise ValidationError if it breaks the rule."""
         if not isinstance(value, str):
             raise ValidationError(f"{self.name} must be a string")
-        text = value.strip()
+        text = to_nfc(value.strip(), self.maximum)
         if self.key and not text:
             raise ValidationError(f"{self.label} must be provided")
         if not self.pattern.fullmatch(text):
@@ -81,9 +91,10 @@ class Password(peewee.CharField):
         self.maximum = maximum
 
     def clean(self, value):
-        """Return the password; raise ValidationError if it breaks the rule."""
+        """Return the password in NFC; raise ValidationError if it breaks the rule."""
         if not isinstance(value, str):
             raise ValidationError(f"{self.name} must be a string")
+        value = to_nfc(value, self.maximum)
         if not re.fullmatch(rf"[^\ud800-\udfff]{{1,{self.maximum}}}", value):
             raise ValidationError(f"{self.name} must be 1 to {self.maximum} characters, with no surrogates")
         return value

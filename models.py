@@ -22,7 +22,7 @@ import msgspec
 import peewee
 
 from database import db, retry_conflicts
-from fields import Password, Text, ValidationError, WholeNumber
+from fields import Password, Text, ValidationError, WholeNumber, to_nfc
 
 BATCH = 1000  # courses in one INSERT
 NO_LIMIT = 2**62  # rows
@@ -123,7 +123,7 @@ class Course(db.Model):
     @classmethod
     def get_json(cls, code):
         """Return a course as JSON, in bytes, or None if there is none with this code."""
-        row = db.execute_sql(GET_COURSE, (code,)).fetchone()
+        row = db.execute_sql(GET_COURSE, (stored_code(code),)).fetchone()
         return db.to_bytes(row[0]) if row else None
 
     @classmethod
@@ -280,9 +280,17 @@ HAS_CODE = sql("code = %s")
 IS_SAME = sql(" AND ".join(f"{name} = %s" for name in ("id", *FIELDS)))
 
 
+def stored_code(code):
+    """Return a code in NFC, unless an earlier release has stored exactly this one."""
+    normal = to_nfc(code, FIELDS["code"].maximum)
+    if normal != code and Course.select().where(Course.code == code).exists():
+        return code
+    return normal
+
+
 def match_course(code, old=None):
     """Return the SQL condition for the course with this code, or for `old`, unchanged since, and its values."""
-    return (IS_SAME, [old[name] for name in ("id", *FIELDS)]) if old else (HAS_CODE, [code])
+    return (IS_SAME, [old[name] for name in ("id", *FIELDS)]) if old else (HAS_CODE, [stored_code(code)])
 
 
 def search(q):
@@ -400,6 +408,8 @@ class User(db.Model):
     @retry_conflicts
     def match_user(cls, username, password):
         """Return whether this is the user's password; rehash it if HASHER's parameters have changed."""
+        username = to_nfc(username, cls.username.maximum)
+        password = to_nfc(password, cls.password.maximum)
         user, unknown = cls.get_or_none(cls.username == username), unknown_user_hash()
         hashed = user.password if user else unknown
         with contextlib.suppress(argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):

@@ -6,6 +6,7 @@ import getpass
 import os
 import pathlib
 import random
+import shutil
 import signal
 import sqlite3
 import sys
@@ -17,7 +18,7 @@ import peewee
 
 import course_files
 import models
-from database import SQLite, db, exit_if_unusable, init_db
+from database import SQLite, db, describe, exit_if_unusable, init_db
 from models import Course, User
 
 SUBJECTS = ("ART", "BIO", "CHEM", "CSE", "ECON", "GEOG", "HIST", "LAW", "MATH", "MUS", "PHIL", "PHYS")
@@ -171,20 +172,43 @@ def add_random_courses(number, seed):
 # -- Backups -----------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def copy_in(folder):
+    """Open a new SQLite database in a folder below this one, which is removed after the block."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix="course-api-", ignore_cleanup_errors=True) as inner,
+        contextlib.closing(SQLite(f"{inner}/copy.db")) as copy,
+    ):
+        yield copy
+
+
+def open_backup(file, folder):
+    """Return a connection to a backup, or to a copy in this folder if nothing can be written beside the backup.
+
+    SQLite writes there to read a file with a write-ahead log.
+    """
+    if os.path.exists(file) and not os.access(os.path.dirname(os.path.realpath(file)), os.W_OK):
+        for ending in ("", "-wal"):
+            if os.path.exists(file + ending):
+                shutil.copyfile(file + ending, f"{folder}/backup.db{ending}")
+        file = f"{folder}/backup.db"
+    return sqlite3.connect(f"file:{quote(file)}?mode=rw", uri=True)
+
+
 def backup(file):
     """Copy the SQLite database to a new file, even while it is in use; return a sentence."""
     if not os.path.exists(db.database):
         raise ValueError(f"there is no database {db.label}")
-    if os.path.exists(file):
+    if os.path.lexists(file):
         raise ValueError(f"{file} already exists; nothing was written")
-    part = f"{file}.part"
     try:
-        with contextlib.closing(sqlite3.connect(part)) as copy:
-            db.connection().backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")  # so that it can be read where nothing can be written
-        os.replace(part, file)
-    except sqlite3.Error as error:
-        raise ValueError(f"cannot write {file}: {error}") from None
+        with copy_in(os.path.dirname(os.path.abspath(file))) as copy:
+            db.connection().backup(copy.connection())
+            copy.execute_sql("PRAGMA journal_mode = DELETE")  # so that it can be read where nothing can be written
+            copy.close()
+            os.replace(copy.database, file)
+    except (OSError, sqlite3.Error, peewee.PeeweeException) as error:
+        raise ValueError(f"cannot write {file}: {describe(error)}") from None
     return f"Copied the database to {file}."
 
 
@@ -194,18 +218,15 @@ def restore(file):
     The backup is checked, and brought up to date if it is of an older version, in a copy next to the database.
     """
     page_size = db.pragma("page_size")
-    with (
-        tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(db.database))) as folder,
-        contextlib.closing(SQLite(f"{folder}/copy.db")) as copy,
-    ):
+    with copy_in(os.path.dirname(os.path.realpath(db.database))) as copy:
         try:
-            with contextlib.closing(sqlite3.connect(f"file:{quote(file)}?mode=rw", uri=True)) as source:
+            with contextlib.closing(open_backup(file, os.path.dirname(copy.database))) as source:
                 source.backup(copy.connection())
             if copy.pragma("integrity_check") != "ok" or not {"courses", "users"} <= set(copy.get_tables()):
                 raise peewee.DatabaseError("it is damaged, or no backup of a catalogue")
             init_db(copy)
-        except (sqlite3.Error, peewee.PeeweeException) as error:
-            raise ValueError(f"cannot restore {file}: {error}; nothing was changed") from None
+        except (OSError, sqlite3.Error, peewee.PeeweeException) as error:
+            raise ValueError(f"cannot restore {file}: {describe(error)}; nothing was changed") from None
         for statement in ("PRAGMA journal_mode = DELETE", f"PRAGMA page_size = {page_size}", "VACUUM"):
             copy.execute_sql(statement)
         copy.connection().backup(db.connection())
@@ -260,6 +281,7 @@ def parse_arguments():
 
 def main():
     """Do what the command line says."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the console lacks must not hide what was done
     function, arguments = parse_arguments()
     out = sys.stderr if function is export_courses else sys.stdout  # standard output may be the file
     try:
@@ -272,8 +294,11 @@ def main():
         print(function(**arguments), file=out)
         courses, users = Course.select().count(), User.select().count()
         print(f"{db.label} now has {count(courses, 'course')} and {count(users, 'user')}", file=out)
-    except (ValueError, OSError, sqlite3.Error, peewee.PeeweeException) as error:
+    except ValueError as error:
         sys.exit(str(error))
+    except (OSError, sqlite3.Error, peewee.PeeweeException) as error:
+        file = getattr(error, "filename", None)
+        sys.exit(f"{file}: {describe(error)}" if file else describe(error))
     except (KeyboardInterrupt, EOFError):
         sys.exit("interrupted")
 

@@ -4,6 +4,7 @@ Private parts of waitress are touched here only, each with the reason.
 """
 
 import collections
+import contextlib
 import errno
 import functools
 import io
@@ -488,3 +489,31 @@ def connection_limit():
     files = hard if 0 < hard < wanted else wanted  # "unlimited" is a negative number, or one that macOS does not take
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
     return files - 100
+
+
+@contextlib.contextmanager
+def exit_on_signals():
+    """Let SIGTERM and Ctrl-C end the process during the block.
+
+    By default, they do not end process 1, as in a container. Python's own handlers would wait for what the block waits
+    for, such as a database's lock; so the system writes the signal's number to a socket, where a thread waits for it.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def wait():
+        with reader:
+            number = reader.recv(1)
+        if number:
+            os._exit(128 + number[0])
+
+    old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.set_wakeup_fd(writer.fileno())
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        writer.close()

@@ -88,8 +88,9 @@ def rate(text):
 
 def storage(text):
     """Return where failed logins are counted; nothing is connected yet. All times are in seconds."""
-    rule = "memory://, or like redis://host:6379 with requirements-servers.txt installed"
-    pattern(r"memory://|(redis|rediss|redis\+unix)://.+", rule)(text)
+    rule = "memory://, or like redis://host:6379 with requirements-servers.txt installed; percent-encode the password"
+    place = r"(redis|rediss)://[^/?#]+([/?][^@#]*)?|redis\+unix://([^/?#]*@)?/[^@#]+"  # no part of a password after it
+    pattern(rf"memory://|{place}", rule)(text)
     try:
         timeouts = {"socket_timeout": 1, "socket_connect_timeout": 1}
         return limits.storage.storage_from_string(text, wrap_exceptions=True, **timeouts)

@@ -350,6 +350,71 @@ def own_postgres():
             postgres.stop("immediate")
 
 
+class MariaDB:
+    """A MariaDB server with its data in a folder, on a free port; `options` are its own."""
+
+    install = shutil.which("mariadb-install-db")
+    program = shutil.which("mariadbd", path=os.environ["PATH"] + ":/usr/sbin")
+    user = "mysql" if os.geteuid() == 0 else None
+
+    def __init__(self, folder, *options):
+        if not (self.install and self.program):
+            pytest.skip("install MariaDB's server: apt-get install mariadb-server")
+        if self.user:
+            shutil.chown(folder, self.user)
+        self.folder, (self.port,) = pathlib.Path(folder, "data"), find_ports(1)
+        self.url = f"mysql://root@127.0.0.1:{self.port}/mysql"
+        base = ["--no-defaults", f"--datadir={self.folder}"]
+        command = [self.install, *base, "--auth-root-authentication-method=normal", "--skip-test-db"]
+        subprocess.run(command, user=self.user, cwd="/", check=True, capture_output=True, timeout=60)
+        self.command = [self.program, *base, f"--port={self.port}", "--bind-address=127.0.0.1"]
+        self.command += [f"--socket={folder}/socket", f"--pid-file={folder}/pid", *options]
+
+    def start(self):
+        self.context = running(self.command, self.port, f"{self.folder.parent}/log", user=self.user, cwd="/")
+        self.context.__enter__()
+
+    def stop(self):
+        self.context.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def own_mariadb(*options):
+    """Run a MariaDB server of its own for the block."""
+    with tempfile.TemporaryDirectory(prefix="course-api-mariadb-") as folder:
+        mariadb = MariaDB(folder, *options)
+        mariadb.start()
+        try:
+            yield mariadb
+        finally:
+            mariadb.stop()
+
+
+@contextlib.contextmanager
+def small_disk(folder, megabytes):
+    """Mount a disk of this size on a folder for the block, which takes root."""
+    options = f"size={megabytes}m,mode=0777"
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]).returncode:
+        pytest.skip("run the tests as root, who may mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def full(folder):
+    """Fill the disk of a folder for the block."""
+    filler = pathlib.Path(folder, "filler")
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
 @contextlib.contextmanager
 def pgbouncer(url, pool_mode):
     """Run PgBouncer as it comes in front of a PostgreSQL database for the block; yield the database's URL there."""

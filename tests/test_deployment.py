@@ -195,7 +195,13 @@ def test_a_login_without_the_limits_storage_says_what_is_away(start, seeded):
     status, headers, body = ask(api.url, "POST", "/login", LOGIN)
     assert (status, headers["Retry-After"]) == (503, "1")
     assert json.loads(body) == {"error": "the login limit's storage is not available; try again soon"}
-    assert api.request("/health")[0] == 200
+    status, body = api.request("/health")
+    assert (status, json.loads(body)) == (503, {"error": "the login limit's storage is not available; try again soon"})
+    warning = api.output[0].partition(" ")[2]
+    assert warning.startswith(
+        "WARNING the login limit's storage is not available, so that nobody can log in: Error 111"
+    )
+    assert api.request("/courses")[0] == 401  # the rest is served
 
 
 # -- Kills, stops, restores and rolling updates ------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import json
 import socket
 import subprocess
 
+import outages
 import pytest
 from catalogue import COURSE, insert_sql
-from processes import refused
+from processes import Server, refused, run_program
 from servers import ask, ask_at_once, execute, new_database, own_postgres, server_url, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.sqlite]
@@ -92,6 +93,39 @@ def test_an_upload_during_which_the_server_crashes_stores_nothing_and_can_be_sen
     postgres.start()
     wait_until_back(api, bearer)
     assert api.request("/courses", "POST", courses, **bearer) == (201, '{"created":40000}')
+
+
+# -- Every kind of outage ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def besieged(request, tmp_path_factory):
+    """The API on a database of the tests' own, of a kind; a token's header; and the database's Site."""
+    with outages.SITES[request.param]() as site:
+        folder, settings = tmp_path_factory.mktemp("api"), {"DATABASE_URL": site.url, "TOKEN_SECONDS": "10000"}
+        run_program(folder, "seed.py", **settings).check_returncode()
+        with contextlib.closing(Server(folder, **settings)) as api:
+            yield api, api.bearer(), site
+
+
+@pytest.mark.parametrize(
+    ("besieged", "cause"),
+    [
+        pytest.param(database, cause, id=f"{database}, {cause.name}")
+        for database in outages.SITES
+        for cause in outages.CAUSES
+        if cause.database == database
+    ],
+    indirect=["besieged"],
+    scope="module",
+)
+def test_each_outage_is_a_503_and_one_line_of_the_log_and_then_the_api_serves_again(besieged, cause):
+    (_, headers, body), lines, _ = outages.suffer(*besieged, cause)
+    assert headers["Retry-After"] == "1"
+    assert json.loads(body) == {"error": "the database is not available; try again soon"}
+    (line,) = lines
+    assert " ERROR the database is not available: " in line and cause.words in line
+    assert outages.PASSWORD not in line
 
 
 # -- Connections and statements, on both kinds of servers --------------------------------------------------------------

@@ -371,7 +371,7 @@ def test_a_backup_is_whole_and_never_overwrites(command, tmp_path):
 
 @pytest.mark.sqlite
 def test_a_backup_that_cannot_be_written_says_which_file(command):
-    assert fail(command("backup", "nowhere/b.db")) == "cannot write nowhere/b.db: unable to open database file"
+    assert fail(command("backup", "nowhere/b.db")) == "cannot write nowhere/b.db: No such file or directory"
 
 
 @pytest.mark.sqlite

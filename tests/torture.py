@@ -4,8 +4,8 @@ python tests/torture.py              run every part, and print a table of the re
 python tests/torture.py kill disk    run only these parts
 
 Each part runs `python course_api.py` on 127.0.0.1, on a database in a folder of its own. They need Linux, for /proc,
-prlimit and socket errors; `outage` and `rolling` also need PostgreSQL's server, and `rolling` needs nginx. The exit
-status is 1 if any part failed.
+prlimit and socket errors; `outage` and `rolling` also need PostgreSQL's server, and `rolling` needs nginx. `outages`
+needs both servers and root, and prints a table of its own. The exit status is 1 if any part failed.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+import outages
 import processes
 from servers import find_ports, is_listening, nginx, own_postgres, wait_until
 
@@ -660,6 +661,26 @@ def restore(folder, rounds=20):
         )
 
 
+def outages_by_kind(folder):
+    """Every kind of outage, on each of the databases"""
+    table = ["| database | cause | answer | log | serves again after |", "|---|---|---|---|---:|"]
+    slowest = 0
+    for database, make in outages.SITES.items():
+        with make() as site:
+            run_seed(folder, url=site.url)
+            with serving(folder, url=site.url) as server:
+                bearer = {"Authorization": f"Bearer {server.token}"}
+                for cause in (cause for cause in outages.CAUSES if cause.database == database):
+                    (status, headers, _), (line,), seconds = outages.suffer(server, bearer, site, cause)
+                    assert (status, headers["Retry-After"]) == (503, "1")
+                    slowest = max(slowest, seconds)
+                    table.append(
+                        f"| {database} | {cause.name} | {status} | `{line.partition(' ')[2]}` | {seconds:.1f} s |"
+                    )
+    print(*table, sep="\n")
+    return f"{len(table) - 2} outages, each answered 503 and logged in one line; served again within {slowest:.1f} s"
+
+
 def rolling(folder, rounds=10):
     """3 copies behind nginx on one PostgreSQL, killed and then replaced by SIGTERM in turn, while 6 clients work"""
     ledger, ports, seen = Ledger(), find_ports(3), {}
@@ -706,12 +727,13 @@ def rolling(folder, rounds=10):
     )
 
 
-PARTS = (kill, term, mixed, connections, memory, strangers, log, logins, restore, disk, locked, outage, rolling)
+PARTS = (kill, term, mixed, connections, memory, strangers, log, logins, restore, disk, locked, outage)
+PARTS += (outages_by_kind, rolling)
 
 
 def main():
     """Run the parts that the command line names, and print the table."""
-    parts = {part.__name__: part for part in PARTS}
+    parts = {part.__name__.partition("_")[0]: part for part in PARTS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(parts))
     chosen = parser.parse_args().names or list(parts)
