@@ -11,8 +11,8 @@ import tempfile
 import time
 from typing import NamedTuple
 
+import pymysql
 from catalogue import COURSE
-from playhouse import db_url
 from servers import UNPRIVILEGED, ask, execute, full, locked, own_mariadb, own_postgres, small_disk, wait_until
 
 COURSES = [COURSE | {"code": f"{number:020}", "name": "n" * 120, "instructor": "i" * 120} for number in range(5000)]
@@ -195,8 +195,8 @@ def limit_the_user(site):
     limit = f"ALTER USER {USER}@localhost WITH MAX_USER_CONNECTIONS"
 
     def connect():
-        with contextlib.suppress(Exception):  # until the connections that were closed are gone
-            return db_url.connect(site.url)._connect()
+        with contextlib.suppress(pymysql.OperationalError):  # until the connections that were closed are gone
+            return pymysql.connect(host="127.0.0.1", port=site.server.port, user=USER, password=PASSWORD)
 
     with statements(site, [f"{limit} 1"], [f"{limit} 0"]), contextlib.closing(wait_until(connect)):
         yield
