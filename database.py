@@ -37,7 +37,7 @@ CONNECT_SECONDS = 1  # how long it may take to look up a database server's name,
 FULL, READ_ONLY, LOCKED = "the disk is full", "the database is read-only", "another program has locked it"
 TOO_MANY, NO_RIGHT, NO_LOGIN = "there are too many connections", "a right is missing", "the user or password is refused"
 TOO_LONG, TOO_LARGE = "a statement took too long, or waited for a lock", "it is larger than max_allowed_packet"
-# Passwords can look like options, so the option is not quoted.
+# The option is not quoted, since it may be a part of the password.
 BAD_OPTION = "an option of DATABASE_URL is unknown or has a bad value; percent-encode the password"
 log = logging.getLogger("course_api")
 
@@ -185,8 +185,9 @@ class Lookup:
         except OSError as error:  # PyMySQL's, of a file; it wraps those of the network
             raise peewee.InterfaceError(f"a file that DATABASE_URL names cannot be used: {error}") from None
         except Exception as error:
-            if isinstance(error, TypeError | ValueError | AttributeError) or type(error).__name__ == "ProgrammingError":
-                raise peewee.InterfaceError(BAD_OPTION) from None  # the driver would quote it
+            is_drivers_own = isinstance(error, TypeError | ValueError | AttributeError)
+            if is_drivers_own or re.search(r'invalid .*"', str(error)):  # as libpq says: invalid port number: "word"
+                raise peewee.InterfaceError(BAD_OPTION) from None
             raise
 
 
