@@ -6,8 +6,10 @@ import io
 import os
 import pty
 import re
+import shutil
 import signal
 import sqlite3
+import stat
 import struct
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import termios
 
 import pytest
 from catalogue import COURSE, CSE115, EXPORT_HEADER, HEADER, NAME_RULE, course, insert_sql, make_csv
-from processes import PYTHON, ROOT, database_url
+from processes import PYTHON, ROOT, database_url, run_bound
 
 import database
 import models
@@ -108,6 +110,21 @@ def test_users_are_added_changed_listed_and_deleted(command):
     assert User.match_user("grace", "new password") and not User.match_user("grace", "hopper 1906")
     assert tell(command("user", "grace", "--delete")) == "Deleted user grace."
     assert list_users(command) == {"faisal": "editor", "alan": "editor"}
+
+
+def test_a_name_that_the_console_cannot_show_is_shown_escaped(run):
+    console = {"PYTHONIOENCODING": "cp1252"}
+    assert tell(run("seed.py", "user", "李雷", stdin="long enough", **console)) == r"Added user \u674e\u96f7."
+    assert r"\u674e\u96f7" in run("seed.py", "users", **console).stdout
+    assert tell(run("seed.py", "user", "李雷", "--delete", **console)) == r"Deleted user \u674e\u96f7."
+
+
+def test_a_user_is_the_same_in_any_form_of_unicode(command):
+    composed, decomposed = "Zoë", "Zoe\u0308"
+    assert tell(command("user", decomposed, stdin=f"{decomposed} 1234")) == f"Added user {composed}."
+    assert tell(command("user", composed, "--read-only")) == f"User {composed} may now only read."
+    for name, password in ((composed, decomposed), (decomposed, composed)):
+        assert User.match_user(name, f"{password} 1234")
 
 
 @pytest.mark.parametrize(
@@ -375,6 +392,29 @@ def test_a_backup_that_cannot_be_written_says_which_file(command):
 
 
 @pytest.mark.sqlite
+def test_a_backup_that_fails_leaves_nothing(command, monkeypatch, tmp_path):
+    """The copy may have only ten pages, as if the disk were full."""
+    command("random", "500")
+    monkeypatch.setattr(database.SQLite, "pragmas", database.SQLite.pragmas | {"max_page_count": 10})
+    assert fail(command("backup", "b.db")) == "cannot write b.db: the disk is full (database or disk is full)"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("mask", [0o000, 0o022])
+def test_a_database_and_its_backups_are_for_their_owner_alone(run, start, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        api = start()
+        run("seed.py", "backup", "b.db")
+        assert api.request("/health")[0] == 200
+        files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert files == dict.fromkeys(["b.db", "courses.db", "courses.db-wal", "courses.db-shm"], 0o600)
+
+
+@pytest.mark.sqlite
 def test_a_backup_of_no_database_creates_none(run, tmp_path):
     assert f"{tmp_path}/nowhere.db" in fail(run("seed.py", "backup", "b.db", DATABASE_URL="sqlite:///nowhere.db"))
     assert list(tmp_path.iterdir()) == []
@@ -401,6 +441,44 @@ def test_restore_brings_courses_users_and_the_key_back_while_the_api_runs(run, s
     _, courses = api.request("/courses", Authorization=f"Bearer {api.log_in()}")
     assert "CSE115" in courses and "NEW" not in courses
     assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"b.db", "courses.db"}
+
+
+@pytest.mark.sqlite
+def test_restore_reads_a_file_with_a_journal_where_nothing_can_be_written(run, seeded, tmp_path):
+    """Its last course is in the journal only."""
+    (tmp_path / "backups").mkdir()
+    with contextlib.closing(sqlite3.connect(seeded)) as other:
+        insert, values = insert_sql(code="'NEW'", name="'New'", instructor="''")
+        other.execute(f"{insert} VALUES ({values})")
+        other.commit()
+        for ending in ("", "-wal"):
+            shutil.copy(f"{seeded}{ending}", tmp_path / f"backups/b.db{ending}")
+    execute(seeded, "DELETE FROM courses")
+    (tmp_path / "backups").chmod(0o500)
+    try:
+        done = run_bound(tmp_path, "seed.py", "restore", "backups/b.db")
+    finally:
+        (tmp_path / "backups").chmod(0o700)
+    assert tell(done) == "Restored the database from backups/b.db."
+    assert {code for _, code, *_ in contents(seeded)["courses"]} == {"CSE115", "CSE465", "NEW"}
+    assert {path.name for path in (tmp_path / "backups").iterdir()} == {"b.db", "b.db-wal"}
+
+
+@pytest.mark.sqlite
+def test_restore_writes_through_a_symbolic_link(run, seeded, tmp_path):
+    """Nothing can be written beside the link."""
+    run("seed.py", "backup", "b.db")
+    execute(seeded, "DELETE FROM courses")
+    (tmp_path / "link").mkdir()
+    link = tmp_path / "link/courses.db"
+    link.symlink_to(seeded)
+    (tmp_path / "link").chmod(0o500)
+    try:
+        assert run_bound(tmp_path, "seed.py", "restore", "b.db", DATABASE_URL=f"sqlite:///{link}").returncode == 0
+    finally:
+        (tmp_path / "link").chmod(0o700)
+    assert link.is_symlink() and list((tmp_path / "link").iterdir()) == [link]
+    assert len(contents(seeded)["courses"]) == 2
 
 
 LATER = "INSERT INTO schema_migration (name, applied) VALUES ('0999_later', '2026-01-01')"
