@@ -2,13 +2,17 @@
 
 import json
 import logging
+<<<<<<< HEAD
 import urllib.parse
+=======
+from urllib.parse import quote, urlencode
+>>>>>>> 6c1d602 (Keep text in NFC, scrub until nothing is left, and test both)
 
 import pytest
 import webtest
-from catalogue import CSE115, NEW, get
+from catalogue import CHANGE, CSE115, NEW, codes, course, get, insert
 from description import check_error
-from faults import sqlite_error
+from faults import constraint, sqlite_error
 
 import course_api
 import database
@@ -184,3 +188,47 @@ def test_a_database_that_is_not_available_is_a_503(client, monkeypatch, caplog, 
     check_error(response, "the database is not available; try again soon")
     assert response.headers["Retry-After"] == "1"
     assert "/secret/path" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_a_course_refused_by_a_constraint_of_another_program_is_a_500_with_a_traceback(client, caplog):
+    with constraint("name <> 'Bad'"):
+        for body in (NEW | {"name": "Bad"}, [NEW | {"name": "Bad"}]):
+            strict = webtest.TestApp(client.app)  # openapi.yaml has no 500
+            strict.authorization = client.authorization
+            check_error(strict.post_json("/courses", body, status=500), "Internal Server Error")
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+    client.post_json("/courses", NEW, status=201)
+
+
+# -- Unicode -----------------------------------------------------------------------------------------------------------
+
+COMPOSED, DECOMPOSED = "É 1", "E\u0301 1"
+
+
+def test_text_is_stored_and_found_in_nfc_whatever_form_a_request_has(client):
+    row = course(DECOMPOSED, f"Name {DECOMPOSED}", f"Instructor {DECOMPOSED}")
+    client.post_json("/courses", row, status=201)
+    assert get(client, quote(COMPOSED)) == course(COMPOSED, f"Name {COMPOSED}", f"Instructor {COMPOSED}")
+    client.post_json("/courses", row | {"code": COMPOSED}, status=409)
+    client.patch_json(f"/courses/{quote(DECOMPOSED)}", {"name": DECOMPOSED}, status=204)
+    assert get(client, quote(DECOMPOSED))["name"] == COMPOSED
+    for query in ({"q": DECOMPOSED}, {"instructor": f"Instructor {DECOMPOSED}"}):
+        assert codes(client.get(f"/courses?{urlencode(query)}")) == [COMPOSED]
+    client.delete(f"/courses/{quote(DECOMPOSED)}", status=204)
+    client.get(f"/courses/{quote(COMPOSED)}", status=404)
+
+
+def test_a_code_that_an_earlier_release_stored_in_another_form_is_found_by_that_form_alone(client):
+    insert(course(DECOMPOSED, "Old", ""))
+    client.get(f"/courses/{quote(COMPOSED)}", status=404)
+    client.post_json("/courses", course(COMPOSED, "New", ""), status=201)
+    assert [get(client, quote(code))["name"] for code in (DECOMPOSED, COMPOSED)] == ["Old", "New"]
+    client.put_json(f"/courses/{quote(DECOMPOSED)}", CHANGE, status=204)
+    client.delete(f"/courses/{quote(DECOMPOSED)}", status=204)
+    assert get(client, quote(COMPOSED))["name"] == "New"
+
+
+def test_a_user_and_a_password_are_the_same_in_any_form(client, stranger):
+    models.User.create_user(f"grace {DECOMPOSED}", f"hopper {DECOMPOSED}")
+    for form in (COMPOSED, DECOMPOSED):
+        stranger.post_json("/login", {"username": f"grace {form}", "password": f"hopper {form}"}, status=200)

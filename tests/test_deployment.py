@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import pathlib
 import re
 import tempfile
@@ -188,6 +189,25 @@ def test_health_is_503_while_the_courses_table_is_gone(stranger):
     finally:
         database.db.execute_sql("ALTER TABLE away RENAME TO courses")
     stranger.get("/health", status=200)
+
+
+@pytest.mark.parametrize(
+    ("pragma", "words"),
+    [
+        ("max_page_count = 10", "the disk is full (database or disk is full)"),
+        ("query_only = on", "the database is read-only"),
+    ],
+)
+def test_a_full_or_read_only_sqlite_is_a_503_until_it_is_over(client, caplog, pragma, words):
+    """Both hold for this connection, so that the next one also shows that this one is not used again."""
+    rows = [COURSE | {"code": f"C {number}", "name": "n" * 120} for number in range(2000)]
+    database.db.execute_sql(f"PRAGMA {pragma}")
+    response = client.post_json("/courses", rows, status=503)
+    assert response.headers["Retry-After"] == "1"
+    ((_, level, line),) = caplog.record_tuples
+    assert level == logging.ERROR and line.startswith(f"the database is not available: {words}")
+    assert caplog.records[0].exc_info is None
+    assert client.post_json("/courses", rows, status=201).json == {"created": 2000}
 
 
 def test_a_login_without_the_limits_storage_says_what_is_away(start, seeded):

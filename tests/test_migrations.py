@@ -2,13 +2,15 @@
 
 import contextlib
 import shutil
+import sqlite3
+import unicodedata
 
 import peewee
 import pytest
 from catalogue import course, make_csv, printed_csv
 from playhouse import db_url
 from playhouse.migrations import Runner
-from processes import SQLITE, database_url
+from processes import SQLITE, database_url, refused
 from servers import ask_at_once
 
 import database
@@ -132,6 +134,7 @@ PASSWORDS = {
     "alan": "$argon2id$ is no hash",
     "émilie": "du Châtelet 物",
     "n" * 10: "p" * 80,
+    "Zoe\u0308": "e\u0301clair 1863",  # not in NFC
     " ada ": "lovelace",
 }
 ID = {"sqlite": "INTEGER NOT NULL", "postgresql": "SERIAL NOT NULL", "mysql": "INTEGER NOT NULL AUTO_INCREMENT"}
@@ -164,6 +167,7 @@ def test_users_of_the_tutorials_database_log_in_with_the_same_passwords(run, sta
     api = start()
     for username, password in PASSWORDS.items():
         api.log_in(username, password)
+        api.log_in(*(unicodedata.normalize("NFD", text) for text in (username, password)))
     _, courses = api.request("/courses?token=" + api.log_in())
     assert '"CSE11"' in courses and '"Logic"' in courses
     assert api.request("/login", "POST", {"username": "grace", "password": "hopper 1906"})[0] == 400
@@ -180,18 +184,58 @@ def test_users_of_the_tutorials_database_log_in_with_the_same_passwords(run, sta
     assert history(tmp_path) == STEPS
 
 
+SECRETS = [password.encode() for password in PASSWORDS.values() if password != "faisal"] + [b"turing 1912-1954"]
+
+
+def find(texts, folder):
+    """Return which of these texts are in the files of a folder."""
+    contents = b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
+    return {text for text in texts if text in contents}
+
+
 @pytest.mark.sqlite
 @pytest.mark.parametrize("open_meanwhile", [False, True])
-def test_no_plain_text_password_stays_in_a_file_of_the_tutorials_database(run, tmp_path, open_meanwhile):
+def test_no_plain_text_password_stays_in_a_file_of_the_tutorials_database(start, tmp_path, open_meanwhile):
+    """Not even while the API runs, or after it was killed."""
     make_tutorial(tmp_path)
-    secrets = [password.encode() for password in PASSWORDS.values() if password != "faisal"] + [b"turing 1912-1954"]
-    before = (tmp_path / "courses.db").read_bytes()
-    assert all(secret in before for secret in secrets)
+    assert find(SECRETS, tmp_path) == {*SECRETS}
     with connected(tmp_path) if open_meanwhile else contextlib.nullcontext() as database:
         if open_meanwhile:
             database.execute_sql("SELECT * FROM users").fetchall()
-        run("seed.py", "users")
-        contents = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    found = [(name, secret) for name, content in contents.items() for secret in secrets if secret in content]
-    assert found == []
-    assert b"$argon2id$" in b"".join(contents.values())
+        api = start()
+        assert find(SECRETS, tmp_path) == set()
+        api.close()  # kills it
+    assert find(SECRETS, tmp_path) == set()
+    assert find([b"$argon2id$"], tmp_path)
+
+
+@pytest.mark.sqlite
+def test_a_scrub_that_fails_stops_the_start_and_is_tried_again_at_the_next(run, start, tmp_path):
+    """Another program reads what was there before, and so keeps the old pages in the file."""
+    make_tutorial(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "courses.db", isolation_level=None)) as reader:
+        reader.execute("PRAGMA journal_mode = wal")
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM users").fetchall()
+        line = refused(run("course_api.py", PORT="0"))
+        assert "another program keeps reading, so that deleted passwords stay in the file" in line
+        assert history(tmp_path) == STEPS and find(SECRETS, tmp_path) == {*SECRETS}
+        reader.execute("COMMIT")
+        start()
+        assert find(SECRETS, tmp_path) == set()
+
+
+def test_a_scrub_that_fails_is_owed_and_one_that_succeeds_is_not_repeated(app, monkeypatch):
+    scrubs = []
+
+    def scrub(fails):
+        scrubs.append(fails)
+        if fails:
+            raise peewee.OperationalError("the disk is full")
+
+    database.db.execute_sql(database.db.write_mark.format(0))
+    for fails in (True, False, False):
+        monkeypatch.setattr(database.db, "scrub", lambda fails=fails: scrub(fails))
+        with pytest.raises(peewee.OperationalError) if fails else contextlib.nullcontext():
+            database.init_db()
+    assert scrubs == [True, False]

@@ -1,6 +1,7 @@
 """The data layer, as people call it from a Python prompt: field rules, courses, users, and what a request costs."""
 
 import contextlib
+import errno
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from catalogue import (
     insert,
 )
 from faults import constraint, postgres_error, sqlite_error
+from playhouse.pool import MaxConnectionsExceeded
 from processes import PYTHON, ROOT
 
 import database
@@ -78,9 +80,19 @@ def test_control_characters_and_surrogates_are_all_that_a_name_cannot_hold():
     allowed = set()
     for character in map(chr, range(0x10000)):
         with contextlib.suppress(ValidationError):
-            allowed.add(RULES["name"].clean(f"a{character}b")[1])
-    stored = {c for c in map(chr, range(0x10000)) if unicodedata.category(c) not in ("Cc", "Cs")}
-    assert allowed == {unicodedata.normalize("NFC", c) for c in stored}
+            assert RULES["name"].clean(f"a{character}b") == unicodedata.normalize("NFC", f"a{character}b")
+            allowed.add(character)
+    assert allowed == {c for c in map(chr, range(0x10000)) if unicodedata.category(c) not in ("Cc", "Cs")}
+
+
+@pytest.mark.parametrize("field", RULES)
+def test_text_is_measured_in_nfc_and_no_length_takes_quadratic_time(field):
+    rule = RULES[field]
+    longest = "\u1f82" * rule.maximum
+    assert rule.clean(unicodedata.normalize("NFD", longest)) == longest
+    for text in (unicodedata.normalize("NFD", longest) + "a", "a" + "\u0315\u0300" * 10**6):
+        with pytest.raises(ValidationError):
+            rule.clean(text)
 
 
 # -- Courses -----------------------------------------------------------------------------------------------------------
@@ -314,6 +326,23 @@ def test_a_server_that_cannot_be_reached_is_asked_again_only_after_a_second(monk
         assert pool.attempts == attempts
 
 
+class Taken:
+    def __init__(self, database):
+        pass
+
+    def connect(self, reuse_if_open):
+        raise MaxConnectionsExceeded("Exceeded maximum connections.")
+
+
+class TakenPool(database.ServerPool, Taken):
+    pass
+
+
+def test_more_connections_than_database_url_allows_are_an_outage():
+    with pytest.raises(peewee.OperationalError, match="Exceeded maximum connections"):
+        TakenPool(None).connect()
+
+
 @pytest.mark.sqlite
 def test_sqlite_is_set_to_lose_nothing(app):
     assert database.db.pragma("journal_mode") == "wal"
@@ -347,12 +376,25 @@ OUTAGES += [
 NUMBERS = (1021, 1040, 1045, 1047, 1053, 1114, 1142, 1203, 1205, 1213, 1226, 1290, 1836, 1969, 2003, 2006, 2013)
 OUTAGES += [(MariaDB, peewee.OperationalError(number, "")) for number in NUMBERS]
 OUTAGES += [(MariaDB, peewee.OperationalError("could not connect a moment ago"))]
+WORDS = [
+    (SQLite, sqlite_error("FULL", "database or disk is full"), "the disk is full (database or disk is full)"),
+    (SQLite, OSError(errno.ENOSPC, "No space left on device"), "the disk is full (No space left on device)"),
+    (SQLite, peewee.OperationalError("two\n lines"), "two lines"),
+    (PostgreSQL, postgres_error("25006"), "the database is read-only (25006)"),
+    (MariaDB, peewee.OperationalError(1114, "The table is full"), "the disk is full (1114, The table is full)"),
+]
 MISTAKES = ["SELECT locked", "SELECT * FROM is_full", "SELEC", "INSERT INTO courses (id) VALUES (1)"]
 
 
 @pytest.mark.parametrize(("kind", "error"), OUTAGES)
 def test_a_database_that_is_away_locked_full_or_refuses_us_is_an_outage(kind, error):
     assert kind.is_outage(kind, error)
+
+
+@pytest.mark.parametrize(("kind", "error", "words"), WORDS)
+def test_an_outage_is_described_in_the_usual_words_and_the_drivers(monkeypatch, kind, error, words):
+    monkeypatch.setattr(database, "db", kind)
+    assert database.describe(error) == words
 
 
 @pytest.mark.parametrize("sql", MISTAKES)
