@@ -94,7 +94,6 @@ class Password(peewee.CharField):
         """Return the password in NFC; raise ValidationError if it breaks the rule."""
         if not isinstance(value, str):
             raise ValidationError(f"{self.name} must be a string")
-        value = to_nfc(value, self.maximum)
         if not re.fullmatch(rf"[^\ud800-\udfff]{{1,{self.maximum}}}", value):
             raise ValidationError(f"{self.name} must be 1 to {self.maximum} characters, with no surrogates")
-        return value
+        return to_nfc(value, self.maximum)
