@@ -2,11 +2,8 @@
 
 import json
 import logging
-<<<<<<< HEAD
 import urllib.parse
-=======
 from urllib.parse import quote, urlencode
->>>>>>> 6c1d602 (Keep text in NFC, scrub until nothing is left, and test both)
 
 import pytest
 import webtest
