@@ -344,7 +344,7 @@ class PostgreSQL(ServerPool, PooledPostgresqlDatabase, ResolvedPostgreSQL):
     migration_lock = "SELECT pg_advisory_xact_lock(5000)"
     scrub_sql = "VACUUM FULL users"
     read_mark = "SELECT obj_description('users'::regclass)"
-    write_mark = "COMMENT ON TABLE users IS 'scrubbed after migration {}'"
+    write_mark = "COMMENT ON TABLE users IS 'scrubbed, migrations applied: {}'"
     code = staticmethod(sqlstate)
     reasons = {
         "53100": FULL,
@@ -394,7 +394,7 @@ class MariaDB(ServerPool, PooledMySQLDatabase, ResolvedMariaDB):
     read_mark = (
         "SELECT table_comment FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'users'"
     )
-    write_mark = "ALTER TABLE users COMMENT = 'scrubbed after migration {}'"
+    write_mark = "ALTER TABLE users COMMENT = 'scrubbed, migrations applied: {}'"
     code = staticmethod(mariadb_number)
     reasons = {
         **dict.fromkeys([1021, 1114], FULL),
@@ -486,13 +486,13 @@ def init_db(target=db):
             applied = runner.up()
         if applied:  # and not by another process
             log.info("brought the schema up to date: %s", ", ".join(applied))
-    scrub(target, steps[-1].idx)
+    scrub(target, len(steps))
     if target.pooled:
         target.manual_close()  # MariaDB's lock ends with the connection
 
 
 def scrub(target, number):
-    """Remove the text that the migrations up to this number deleted, once; a mark in the database remembers it.
+    """Remove the text that so many migrations deleted, once; a mark in the database remembers it.
 
     An earlier release leaves no mark. What fails is tried again at the next start.
     """
