@@ -45,7 +45,7 @@ WAITRESS_OPTIONS = {
     "channel_timeout": IDLE_SECONDS,
     "cleanup_interval": 5,  # seconds between looks for what is idle
     "max_request_header_size": 32 * 1024,  # bytes
-    "max_request_body_size": 2**62,  # bytes; Parser judges
+    "max_request_body_size": 10**4300,  # bytes, more than Python reads from text; Parser judges
     "inbuf_overflow": 2**30,  # bytes; more would go to a file, and the disk may be read-only
     "outbuf_overflow": 2**30,
     "ident": None,  # no Server header
@@ -274,7 +274,7 @@ class Parser(HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError:
             raise ParsingError("there is a bad number or address in the headers") from None
-        self.header_plus = self.first_line = self.request_uri = ""  # copies that nobody needs
+        self.header_plus, self.first_line, self.request_uri = b"", b"", ""  # copies that nobody needs
         headers = self.headers
         if b"transfer-encoding" in header_plus.lower() and not (self.chunked and "CONTENT_LENGTH" not in headers):
             raise ParsingError("Transfer-Encoding must be chunked and without Content-Length, in HTTP/1.1")

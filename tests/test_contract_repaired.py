@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import urllib.parse
 from urllib.parse import quote, urlencode
 
@@ -83,13 +84,49 @@ def test_a_body_is_read_as_far_as_the_server_says(client, changes, status):
     client.do_request(request, status=status)
 
 
-def test_a_body_may_be_as_large_as_the_limit_and_not_larger(client, monkeypatch):
-    body = json.dumps(NEW).encode()
-    monkeypatch.setattr(course_api, "MAX_BODY", len(body) - 1)
-    response = client.post("/courses", body, content_type="application/json", status=413)
-    check_error(response, f"the body is larger than {len(body) - 1} bytes")
-    monkeypatch.setattr(course_api, "MAX_BODY", len(body))
+LARGE = {"POST /login": 400, "PUT /courses/CSE115": 204, "PATCH /courses/CSE115": 204, "POST /courses": 201}
+
+
+@pytest.mark.parametrize("route", LARGE)
+def test_a_body_may_be_as_large_as_the_limit_and_not_larger(client, route):
+    method, path = route.split()
+    is_upload = path == "/courses"
+    limit, size = (16 * 2**20, "16 MiB; send the courses in several requests") if is_upload else (2**16, "64 KiB")
+    body = json.dumps(NEW).encode().ljust(limit)
+    headers = {"Content-Type": "application/json"}
+    response = client.request(path, method=method, body=body + b" ", headers=headers, status=413)
+    check_error(response, f"the body is larger than {size}")
+    client.request(path, method=method, body=body, headers=headers, status=LARGE[route])
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/login"), ("PUT", "/courses/CSE115"), ("PATCH", "/courses/NO")])
+def test_a_body_that_no_token_allows_is_refused_before_the_token_is_checked(stranger, method, path):
+    response = stranger.request(path, method=method, body=b" " * (2**16 + 1), status=413)
+    check_error(response, "the body is larger than 64 KiB")
+
+
+def test_a_large_upload_is_refused_without_a_good_token_and_to_readers_before_it_is_parsed(client, stranger):
+    request = {"method": "POST", "body": b"[" * (2**16 + 1), "headers": {"Content-Type": "application/json"}}
+    assert stranger.request("/courses", **request, status=401).json["error"] == "Invalid token"
+    models.User.create_user("reader", "reader", read_only=True)
+    for name, status in (("reader", 403), ("nobody", 401), ("faisal", 400)):
+        client.authorization = ("Bearer", course_api.make_token(name))
+        client.request("/courses", **request, status=status)
+
+
+def test_too_many_large_uploads_at_once_are_a_503(client, monkeypatch):
+    monkeypatch.setattr(course_api, "upload_slots", threading.BoundedSemaphore(1))
+    body = json.dumps(NEW).encode().ljust(2**16 + 1)
+    with course_api.upload_slots:
+        response = client.post("/courses", body, content_type="application/json", status=503)
+        check_error(response, "too many uploads at once; try again soon")
+        assert response.headers["Retry-After"] == "1"
     client.post("/courses", body, content_type="application/json", status=201)
+
+
+def test_options_of_the_whole_server_is_a_204(stranger):
+    request = webtest.TestRequest.blank("/", method="OPTIONS", environ={"PATH_INFO": "*"})
+    webtest.TestApp(course_api.app, lint=False).do_request(request, status=204)
 
 
 # -- Paths and methods -------------------------------------------------------------------------------------------------

@@ -125,6 +125,24 @@ def test_a_bad_setting_stops_the_start_with_one_line(run, name, value):
     assert name in line or value in line
 
 
+def test_a_port_in_use_is_named_with_a_line_that_chooses_another(run, api):
+    port = int(api.url.rpartition(":")[2])
+    assert f"choose another: PORT={port + 1} python course_api.py" in refused(run("course_api.py", PORT=str(port)))
+
+
+def test_an_argument_is_told_that_settings_are_environment_variables(run):
+    done = run("course_api.py", "--port", "80")
+    assert done.returncode == 2
+    assert "settings are environment variables, such as: PORT=5001 python course_api.py" in done.stderr
+
+
+def test_a_host_of_all_addresses_is_served_at_one_port_on_ipv4_and_ipv6(start):
+    api = start(HOST="*")
+    assert api.url.startswith("http://127.0.0.1:")
+    for url in (api.url, api.url.replace("127.0.0.1", "[::1]")):
+        assert ask(url, "GET", "/health", source="")[0] == 200
+
+
 def test_help_and_version_are_right_and_change_nothing(run, tmp_path):
     shown = run("course_api.py", "--help").stdout
     assert [name for name in SETTINGS if f"    {name} " not in shown] == []
@@ -401,7 +419,10 @@ def test_after_the_signal_idle_connections_are_closed_and_what_has_arrived_is_an
 
 def test_ctrl_c_right_after_the_start_is_a_clean_stop(start):
     api = start()
-    api.process.send_signal(signal.SIGINT)
+    with connect(api.url) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n")  # a request that is half sent
+        api.process.send_signal(signal.SIGINT)
+        api.wait_for("Stopping; press Ctrl-C again to stop at once")
     assert api.wait() == 0
 
 

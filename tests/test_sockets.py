@@ -10,7 +10,9 @@ import time
 
 import pytest
 from processes import Server
-from servers import ask_in_turn, connect, read_all
+from servers import ask_in_turn, connect, read_all, wait_until
+
+import course_api
 
 pytestmark = pytest.mark.sqlite
 GET = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -76,8 +78,11 @@ REFUSED = {
         CHUNKS.replace(b"1.1", b"1.0") + b"0\r\n\r\n",
     ],
     "chunks": [
-        *(CHUNKS + size + b"\r\n{}\r\n0\r\n\r\n" for size in b"-2|+2|0x2|0_2| 2|2 ||two|2;\0|1|3".split(b"|")),
-        CHUNKS + b"2\n{}\n0\n\n",
+        *(
+            CHUNKS + size + b"\r\n{}\r\n0\r\n\r\n"
+            for size in b"-2|+2|0x2|0_2| 2|2 ||two|2;\0|1|3|2\n|2;a\n".split(b"|")
+        ),
+        *(CHUNKS + line for line in (b"2\n{}\n0\n\n", b"2;" + b"a" * 2000, b"0\r\nX: " + b"a" * 2000)),
         CHUNKS + b"2\r\n{}\r\n",
     ],
     "request lines": [
@@ -93,6 +98,8 @@ REFUSED = {
         GET[:-2] + b"X: a\rY: b\r\n\r\n",
         GET.replace(b"Host", b" Host"),
         GET.replace(b"\r\n", b"\n"),
+        *(GET.replace(b"Host: a\r\n", hosts) for hosts in (b"", b"Host: a\r\nHost: a\r\n", b"Host:\r\nhost:\r\n")),
+        GET[:-2] + b"".join(b"X%d: a\r\n" % number for number in range(100)) + b"\r\n",
     ],
     "other protocols": [
         *(TLS_HELLO, TLS_HELLO + b"\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b"\0" * 1000, bytes(range(256))),
@@ -150,6 +157,12 @@ def test_blanks_in_a_header_are_refused_before_they_take_long(api):
         (CHUNKS + b"2;a=b\r\n{}\r\n0\r\nX: trailer\r\n\r\n" + GET, [400, 200]),  # the body is {}
         (GET.replace(b"1.1", b"1.0") + GET, [200]),
         (GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + GET, [200]),
+        (GET.replace(b"\r\n\r\n", b"\r\nConnection: TE, Close\r\n\r\n") + GET, [200]),
+        (GET.replace(b"\r\n\r\n", b"\r\nConnection: TE, keep-alive\r\n\r\n") + GET, [200, 200]),
+        (GET.replace(b"Host: a", b"Host:") + GET, [200, 200]),
+        (GET.replace(b"/health", b"/health?q=Z\xc3\xbcrich") + GET, [200, 200]),
+        (GET.replace(b"/health", b"/health?q=Z\xfcrich") + GET, [200, 200]),  # the app judges the query
+        (GET.replace(b"/health", b"/Z\xc3\xbcrich") + GET.replace(b"/health", b"/Z\xfcrich"), [404, 400]),
     ],
 )
 def test_a_request_is_read_as_the_rfc_says(api, data, expected):
@@ -169,6 +182,77 @@ def test_a_response_without_a_body_closes_the_connection_if_the_client_asks_for_
     with connect(api.url) as connection:
         connection.sendall(b"OPTIONS /courses HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 204 ")
+
+
+def test_raw_utf_8_in_a_query_is_as_if_it_were_percent_encoded(api):
+    with connect(api.url) as connection:
+        head = f"GET /courses?q=Z\xfcrich&limit=1 HTTP/1.1\r\nHost: a\r\nAuthorization: {api.bearer()['Authorization']}"
+        connection.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode())
+        assert b"?q=Z%C3%BCrich&limit=1" in read_all(connection)
+
+
+# -- Large bodies ------------------------------------------------------------------------------------------------------
+
+UPLOAD, CHANGE = POST.replace(b"/login", b"/courses"), POST.replace(b"POST /login", b"PUT /courses/CSE115")
+TOO_LARGE = {"too large": b"Content-Length: 65537\r\n\r\n", "much": b"Content-Length: 16777216\r\n\r\n"}
+TOO_LARGE["huge"] = b"Content-Length: " + b"9" * 4000 + b"\r\n\r\n"
+TOO_LARGE["expected"] = b"Expect: 100-continue\r\n" + TOO_LARGE["much"]
+TOO_LARGE["chunks"] = b"Transfer-Encoding: chunked\r\n\r\n" + (b"2000\r\n" + b"x" * 8192 + b"\r\n") * 9
+TOO_LARGE["sent"] = TOO_LARGE["much"] + b"x" * 2**24
+
+
+@pytest.mark.parametrize("body", TOO_LARGE)
+@pytest.mark.parametrize(("head", "status"), [(POST, 413), (CHANGE, 413), (UPLOAD, 401)])
+def test_a_large_body_is_refused_before_it_is_sent_and_the_client_can_read_why(api, body, head, status):
+    with connect(api.url) as connection:
+        connection.sendall(head + TOO_LARGE[body])
+        response = read_all(connection)
+    assert response.startswith(b"HTTP/1.1 %d " % status) and b"\r\nConnection: close\r\n" in response
+    assert (b"\r\nWww-Authenticate: Bearer\r\n" in response) == (status == 401)
+    assert is_well(api)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 16777217", "Transfer-Encoding: chunked"])
+def test_a_token_allows_an_upload_of_16_mib_and_no_more(api, framing):
+    rows = b"code,name,instructor\r\n"
+    chunks = [b"%x\r\n%b\r\n" % (2**20, rows.ljust(2**20)), *[b"%x\r\n%b\r\n" % (2**20, b" " * 2**20)] * 16]
+    body = b"".join(chunks) + b"0\r\n\r\n" if "chunked" in framing else b""
+    head = UPLOAD.decode() + f"Authorization: {api.bearer()['Authorization']}\r\n{framing}\r\n\r\n"
+    assert exchange(api, head.encode() + body) == [
+        (413, "the body is larger than 16 MiB; send the courses in several requests")
+    ]
+
+
+def test_a_body_of_64_kib_is_read_however_it_is_sent(api):
+    whole = b'{"username": "faisal", "password": "wrong"}'.ljust(2**16)
+    chunks = b"".join(b"10\r\n%b\r\n" % whole[start : start + 16] for start in range(0, 2**16, 16))
+    assert statuses(api, POST + b"Content-Length: 65536\r\n\r\n" + whole + GET) == [400, 200]
+    assert statuses(api, CHUNKS + chunks + b"0\r\n\r\n" + GET) == [400, 200]
+
+
+def test_too_many_large_uploads_that_arrive_at_once_are_a_503(api):
+    head = UPLOAD.decode() + f"Authorization: {api.bearer()['Authorization']}\r\nContent-Length: 100000\r\n\r\n"
+    with connections(api, course_api.MAX_UPLOADS) as opened:
+        for connection in opened:
+            connection.sendall(head.encode() + b" ")
+        wait_until(lambda: statuses(api, head.encode()) == [503])
+    wait_until(lambda: statuses(api, head.encode()) == [])  # there is room again: it waits for the body
+
+
+def test_refusals_can_be_read_by_pages_of_other_origins(start):
+    api = start(CORS_ORIGINS="https://a.example")
+    origin = b"Origin: https://a.example\r\n"
+    for data in (
+        POST + origin + b"Content-Length: 70000\r\n\r\n",
+        GET[:-2] + origin + b"X: " + b"x" * 40_000 + b"\r\n\r\n",
+        GET[:-2] + origin + b"Host: a\r\n\r\n",
+    ):
+        for sent, allowed in ((data, True), (data.replace(b"a.example", b"b.example"), False)):
+            with connect(api.url) as connection:
+                connection.sendall(sent)
+                response = read_all(connection)
+            assert response[9:12] in (b"413", b"431", b"400")
+            assert (b"\r\nAccess-Control-Allow-Origin: https://a.example\r\n" in response) == allowed
 
 
 def test_a_part_of_a_file_is_the_whole_file(api):
