@@ -19,7 +19,6 @@ import pathlib
 import re
 import threading
 import time
-import unicodedata
 from urllib.parse import parse_qsl, quote, urlencode
 
 import bottle
@@ -35,7 +34,7 @@ import models
 import server
 import settings
 from database import db
-from fields import Text, ValidationError, WholeNumber
+from fields import Text, ValidationError, WholeNumber, to_nfc
 from models import CHANGEABLE, FIELDS, SORTS, Course, Cursor, User, join_words
 
 VERSION = "3.0.0"
@@ -608,7 +607,7 @@ def parse_change(code, *content_types):
 
 def normalize(code):
     """Return a code as it is compared: trimmed, and in Unicode's form NFC. What is no text stays."""
-    return unicodedata.normalize("NFC", code.strip()) if isinstance(code, str) else code
+    return to_nfc(code.strip(), FIELDS["code"].maximum) if isinstance(code, str) else code
 
 
 def parse_upload(content_type, body):
