@@ -35,7 +35,7 @@ import server
 import settings
 from database import db
 from fields import Text, ValidationError, WholeNumber, to_nfc
-from models import CHANGEABLE, FIELDS, SORTS, Course, Cursor, User, join_words
+from models import CHANGEABLE, FIELDS, KEY_PREFIX, SORTS, ApiKey, Course, Cursor, User, Writer, join_words
 
 VERSION = "3.0.0"
 JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlencoded"
@@ -162,6 +162,21 @@ def log_in():
     return token
 
 
+@app.put("/password")
+def change_password(by):
+    """Change the user's own password; what was logged in before must log in again to write."""
+    if by.key:
+        raise insufficient_scope("a key cannot change the password; log in, and send the token")
+    _, body = read_body(JSON)
+    old, new = parse_passwords(parse_object(body))
+    user = check_password(by.username, old, "old_password is not correct")
+    with hashing:
+        if by.stamp not in (None, user.stamp) or not user.set_password(new):
+            raise new_password()
+    response.status, response.content_type = 204, "text/plain"
+    return b""
+
+
 # -- Docs and health ---------------------------------------------------------------------------------------------------
 
 DOCS = pathlib.Path(__file__).with_name("docs")
@@ -225,11 +240,12 @@ REASONS = {  # PyJWT's own messages can quote the token, and must not reach a he
 }
 NOT_GIVEN = "send a token as ?token= or in the Authorization header"
 HOW_TO_SEND = "send the header as Authorization: Bearer TOKEN, with a token from POST /token"
+NO_KEY = "there is no such key, or it has expired"
 CLOCK_SKEW = 5  # seconds that the clocks of several machines may differ
 
 
 class JWTPlugin:
-    """Requires a token on every route that is not public; a route that writes gets its user as the argument `by`."""
+    """Requires a token on every route that is not public; a route that writes gets the Writer as the argument `by`."""
 
     name, api = "jwt", 2
 
@@ -239,16 +255,16 @@ class JWTPlugin:
         reads = route.method == "GET"
 
         def wrapper(**arguments):
-            username = authenticate(request)
-            if not (username or (reads and settings.PUBLIC_READ)):
+            by = authenticate(request)
+            if not (by or (reads and settings.PUBLIC_READ)):
                 raise unauthorized(HOW_TO_SEND if "HTTP_AUTHORIZATION" in request.environ else NOT_GIVEN, error="")
-            return callback(**arguments) if reads else callback(**arguments, by=username)
+            return callback(**arguments) if reads else callback(**arguments, by=by)
 
         return wrapper
 
 
 def authenticate(request):
-    """Return the user of a request's token, or None if there is no token.
+    """Return the Writer of a request's token or key, or None if there is neither.
 
     Raises 401 if it is bad or has expired, 400 if there are two (RFC 6750 §2).
     """
@@ -261,19 +277,33 @@ def authenticate(request):
     if len(tokens) > 1:
         message = "send one token, either as ?token= or in the Authorization header"
         raise HTTPError(400, message, www_authenticate='Bearer error="invalid_request"')
+    by = find_key(tokens[0]) if tokens[0].startswith(KEY_PREFIX) else read_token(tokens[0])
+    request.environ["REMOTE_USER"] = by.username
+    return by
+
+
+def find_key(key):
+    """Return the Writer of a key; raise 401 if there is no such key, or it has expired."""
+    by = ApiKey.get_writer(key)
+    if not by:
+        raise unauthorized(NO_KEY)
+    return by
+
+
+def read_token(token):
+    """Return the Writer of a token; raise 401 if it is bad or has expired."""
     try:
-        username, expiry = verify_token(tokens[0], signing_key())
+        by, expiry = verify_token(token, signing_key())
         if expiry <= time.time():
             raise jwt.ExpiredSignatureError
     except jwt.InvalidTokenError as error:
         raise unauthorized(REASONS.get(type(error), "the token is malformed")) from None
-    request.environ["REMOTE_USER"] = username
-    return username
+    return by
 
 
 @functools.lru_cache(maxsize=1024)
 def verify_token(token, key):
-    """Return the user name and expiry, in Unix time, of a token of ours; raise jwt.InvalidTokenError for any other.
+    """Return the Writer and the expiry, in Unix time, of a token of ours; raise jwt.InvalidTokenError for any other.
 
     Good tokens are cached, since a signature never changes. The expiry is checked on every request.
     """
@@ -283,14 +313,16 @@ def verify_token(token, key):
     claims = jwt.decode(token, key, algorithms=["HS256"], options=options, leeway=CLOCK_SKEW)
     if isinstance(claims["exp"], str) or isinstance(claims["iat"], str):  # numbers (RFC 7519 §2), but PyJWT takes them
         raise jwt.DecodeError
-    return claims["sub"], int(claims["exp"])
+    if not isinstance(claims.get("stamp", ""), str):
+        raise jwt.DecodeError
+    return Writer(claims["sub"], claims.get("stamp")), int(claims["exp"])
 
 
-def make_token(username):
-    """Return a token (RFC 7519) for a user that expires in TOKEN_SECONDS."""
+def make_token(username, stamp):
+    """Return a token (RFC 7519) for a user that expires in TOKEN_SECONDS, or ends when the user's stamp changes."""
     signing_key.cache_clear()  # a restored backup has a key of its own
     now = int(time.time())
-    claims = {"sub": username, "iat": now, "exp": now + settings.TOKEN_SECONDS}
+    claims = {"sub": username, "stamp": stamp, "iat": now, "exp": now + settings.TOKEN_SECONDS}
     return jwt.encode(claims, signing_key(), algorithm="HS256")
 
 
@@ -307,14 +339,33 @@ def unauthorized(reason, error="invalid_token"):
 
 
 def role_error(by):
-    """Return why a user's write did nothing: 401 if the user is gone, 403 if read-only (RFC 6750 §3.1)."""
-    user = User.get_or_none(User.username == by)
+    """Return why a write did nothing: 401 if the user, password or key is gone, 403 if read-only (RFC 6750 §3.1)."""
+    user = User.get_or_none(User.username == by.username)
     if not user:
         return unauthorized("the user no longer exists")
+    if by.stamp not in (None, user.stamp):
+        return new_password()
     if user.read_only:
-        challenge = 'Bearer error="insufficient_scope"'
-        return HTTPError(403, f"user {by} may only read", www_authenticate=challenge)
-    return None
+        return insufficient_scope(f"user {by.username} may only read")
+    return key_error(by.key) if by.key else None
+
+
+def key_error(hashed):
+    """Return why a key's write did nothing, or None if it may write."""
+    key = ApiKey.get_or_none(ApiKey.hash == hashed)
+    if not key or models.has_ended(key.expires):
+        return unauthorized(NO_KEY)
+    return insufficient_scope(f"key {key.label} may only read") if key.read_only else None
+
+
+def new_password():
+    """Return the error for a token that was made before the user's password."""
+    return unauthorized("the user has a new password; log in again")
+
+
+def insufficient_scope(message):
+    """Return the 403 for a good token or key that may not do this (RFC 6750 §3.1)."""
+    return HTTPError(403, message, www_authenticate='Bearer error="insufficient_scope"')
 
 
 def role_changed():
@@ -339,10 +390,10 @@ def exchange_password():
     content_type, body = read_body(JSON, FORM)
     document = parse_object(body) if content_type == JSON else parse_form(body)
     username, password = parse_login(document)
-    check_password(username, password)
+    user = check_password(username, password, "username or password is not correct")
     request.environ["REMOTE_USER"] = username  # for the access log
     response.set_header("Cache-Control", "no-store")  # RFC 6749 §5.1
-    return make_token(username), content_type == FORM and "grant_type" in document
+    return make_token(username, user.stamp), content_type == FORM and "grant_type" in document
 
 
 def render_token(token):
@@ -359,33 +410,52 @@ def parse_login(document):
     return login
 
 
-def check_password(username, password):
-    """Raise 400 for a wrong name or password, 429 after too many of them, 503 for too many logins at once.
+def parse_passwords(document):
+    """Return the old and the new password of a change; raise 400 for a missing or bad one."""
+    if not {"old_password", "new_password"} <= document.keys():
+        raise HTTPError(400, "old_password and new_password must be provided")
+    old, new = (User.password.clean(document[name]) for name in ("old_password", "new_password"))
+    if len(new) < models.MIN_PASSWORD:
+        raise HTTPError(400, f"new_password must be {models.MIN_PASSWORD} characters or more")
+    return old, new
+
+
+def check_password(username, password, error):
+    """Return the user; raise 400 for a wrong name or password, 429 after too many of them, 503 for too many at once.
 
     One password is hashed at a time, which leaves the other cores and threads to other requests.
     """
     address = client_network()
     keys = ((settings.LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
-    check_throttle(keys)
+    check_throttle(keys, username)
     if not login_slots.acquire(blocking=False):
         raise HTTPError(503, "too many logins at once; try again soon", retry_after="1")
     try:
         with hashing:
-            check_throttle(keys)  # others may have failed while this one waited
-            if not User.match_user(username, password):
+            check_throttle(keys, username)  # others may have failed while this one waited
+            user = User.log_in(username, password)
+            if not user:
                 for key in keys:
                     throttle.hit(*key)
-                raise HTTPError(400, "username or password is not correct")
+                log_failure("failed login", username)
+                raise HTTPError(400, error)
+            return user
     finally:
         login_slots.release()
 
 
-def check_throttle(keys):
+def check_throttle(keys, username):
     """Raise 429 if any key, a limit and what it counts, has reached its limit."""
     for key in keys:
         if not throttle.test(*key):
+            log_failure("too many failed logins", username)
             seconds = max(1, math.ceil(throttle.get_window_stats(*key).reset_time - time.time()))
             raise HTTPError(429, f"too many failed logins; try again in {seconds} seconds", retry_after=str(seconds))
+
+
+def log_failure(event, username):
+    """Log what a login came to, for fail2ban; the name is percent-encoded, so that it cannot forge a line."""
+    log.warning("%s as %s from %s", event, quote(username, safe=""), request.environ.get("REMOTE_ADDR", "-"))
 
 
 def client_network():
@@ -747,6 +817,8 @@ def pagination_links(total, cursor, limit, offset):
         changes["next"] = {"after": str(cursor)}
     query = request.query.decode().items()
     kept = {name: text for name, text in query if name not in ("after", "offset", "_") and text.strip()}
+    if kept.get("token", "").startswith(KEY_PREFIX):  # a link may be kept for longer than a token is good
+        del kept["token"]
     path = url_of("/courses")
     return ", ".join(f'<{path}?{urlencode(kept | change)}>; rel="{rel}"' for rel, change in changes.items())
 
@@ -1040,7 +1112,7 @@ def main():
             body_limit=body_limit,
             max_uploads=MAX_UPLOADS,
             is_quick=is_quick,
-            login_paths={"/login", "/token"},
+            login_paths={"/login", "/token", "/password"},
             max_logins=MAX_LOGINS,
             quiet_paths={"/health"},
             drain_seconds=database.BUSY_SECONDS + 3,  # Docker kills after 10

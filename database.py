@@ -75,7 +75,7 @@ class SQLite(peewee.SqliteDatabase):
     like = "LIKE"  # finds ASCII text in any case
     match, any_text, escape = "GLOB", "*", staticmethod(glob.escape)  # finds any text by a pattern
     reads_by_id = True  # a full scan returns rows in the order of their ids
-    row_lock = ""  # a transaction that writes has locked everything
+    row_lock = share_lock = ""  # a transaction that writes has locked everything
     migration_lock = "SELECT 1"
     read_mark, write_mark = "PRAGMA user_version", "PRAGMA user_version = {}"
     time_limit = contextlib.nullcontext
@@ -338,6 +338,7 @@ class PostgreSQL(ServerPool, PooledPostgresqlDatabase, ResolvedPostgreSQL):
     }
     fixed_options = {"client_encoding": "UTF8", "encoding": None}
     statement_limit = "SET LOCAL statement_timeout = 1500; "  # milliseconds
+    share_lock = "FOR SHARE"  # so that rows stay as they are until the transaction ends
     json_object, json_array, json_type = "json_build_object", "json_agg", "TEXT"
     like = "ILIKE"
     match, any_text, escape = "~", "", staticmethod(re.escape)
@@ -386,6 +387,7 @@ class MariaDB(ServerPool, PooledMySQLDatabase, ResolvedMariaDB):
     }
     fixed_options = {"charset": "utf8mb4", "client_flag": FOUND_ROWS}
     statement_limit = f"/*M! SET STATEMENT max_statement_time = 1.5, {LISTS} FOR */ "  # seconds; MySQL skips it
+    share_lock = "LOCK IN SHARE MODE"
     json_object, json_array, json_type = "JSON_OBJECT", "JSON_ARRAYAGG", "CHAR"
     like = ""
     match, any_text, escape = "REGEXP", "", staticmethod(re.escape)

@@ -13,8 +13,10 @@ From a Python prompt, after `python seed.py`:
 
 import contextlib
 import functools
+import hashlib
 import re
 import secrets
+import time
 from typing import NamedTuple
 
 import argon2
@@ -79,7 +81,8 @@ class Course(db.Model):
         Raises peewee.IntegrityError if the code is taken.
         """
         values = [course[field] for field in FIELDS]
-        return db.execute_sql(ADD_COURSE, (*values, by, by)).rowcount > 0
+        may_write, writer = match_writer(by)
+        return db.execute_sql(ADD_COURSE + may_write, (*values, *writer)).rowcount > 0
 
     @classmethod
     @retry_conflicts
@@ -88,16 +91,18 @@ class Course(db.Model):
 
         Given `old`, a course as a dict, it must also be unchanged since.
         """
-        condition, key = match_course(code, old)
+        may_write, writer = match_writer(by)
+        is_it, key = match_course(code, old)
         values = [change.get(field) for field in CHANGEABLE]
-        return db.execute_sql(UPDATE_COURSE + condition, (*values, by, by, *key)).rowcount > 0
+        return db.execute_sql(f"{UPDATE_COURSE}{may_write} AND {is_it}", (*values, *writer, *key)).rowcount > 0
 
     @classmethod
     @retry_conflicts
     def delete_course(cls, code, old=None, by=None):
         """Delete a course; return whether there was such a course, as for change_course."""
-        condition, key = match_course(code, old)
-        return db.execute_sql(DELETE_COURSE + condition, (by, by, *key)).rowcount > 0
+        may_write, writer = match_writer(by)
+        is_it, key = match_course(code, old)
+        return db.execute_sql(f"{DELETE_COURSE}{may_write} AND {is_it}", (*writer, *key)).rowcount > 0
 
     @classmethod
     @retry_conflicts
@@ -207,7 +212,7 @@ class Course(db.Model):
                     rows_sql = ", ".join([f"({VALUES})"] * len(changes))
                     db.execute_sql(sql(f"{INSERT} VALUES {rows_sql} {on_conflict}"), values)
                 created, stored = created + len(batch) - len(old), stored + len(changes)
-            if not User.lock_editor(by):
+            if not lock_writer(by):
                 transaction.rollback()
                 return None
             if dry_run:
@@ -269,13 +274,20 @@ SELECT_ALL = f"SELECT COUNT(*), CAST({LIST_JSON} AS {db.json_type}) FROM courses
 SELECT_PAGE = f"""
     SELECT {{total}}, CAST({LIST_JSON} AS {db.json_type})
     FROM (SELECT * FROM courses {{where}} ORDER BY {{order}} LIMIT %s OFFSET %s) AS page"""
-# A write checks its user's role in the same statement, so that the role cannot change in between. NULL, no user, may.
-MAY_WRITE = "(%s IS NULL OR EXISTS (SELECT 1 FROM users WHERE username = %s AND NOT read_only))"
+# A write checks its user in the same statement, and locks what it has checked until it is done, so that once a password
+# or a role has changed, nothing is written by the old one.
+TOKEN_MAY_WRITE = sql(f"""EXISTS (
+    SELECT 1 FROM users WHERE username = %s AND stamp = COALESCE(%s, stamp) AND NOT read_only {db.share_lock})""")
+KEY_MAY_WRITE = sql(f"""EXISTS (
+    SELECT 1 FROM api_keys JOIN users ON users.id = user_id
+    WHERE hash = %s AND (expires IS NULL OR expires > %s) AND NOT api_keys.read_only AND NOT users.read_only
+    {db.share_lock})""")
+FIND_KEY = sql("SELECT username, expires FROM api_keys JOIN users ON users.id = user_id WHERE hash = %s")
 INSERT = f"INSERT INTO courses ({COLUMNS})"
-ADD_COURSE = sql(f"{INSERT} SELECT {VALUES} WHERE {MAY_WRITE}")
+ADD_COURSE = sql(f"{INSERT} SELECT {VALUES} WHERE ")
 SET_FIELDS = ", ".join(f"{name} = COALESCE(%s, {name})" for name in CHANGEABLE)
-UPDATE_COURSE = sql(f"UPDATE courses SET {SET_FIELDS} WHERE {MAY_WRITE} AND ")
-DELETE_COURSE = sql(f"DELETE FROM courses WHERE {MAY_WRITE} AND ")
+UPDATE_COURSE = sql(f"UPDATE courses SET {SET_FIELDS} WHERE ")
+DELETE_COURSE = "DELETE FROM courses WHERE "
 HAS_CODE = sql("code = %s")
 IS_SAME = sql(" AND ".join(f"{name} = %s" for name in ("id", *FIELDS)))
 
@@ -286,6 +298,27 @@ def stored_code(code):
     if normal != code and Course.select().where(Course.code == code).exists():
         return code
     return normal
+
+
+class Writer(NamedTuple):
+    """Whose write it is: the user, and the token's stamp, which tokens of 2.0.0 lack, or the hash of the key."""
+
+    username: str
+    stamp: str | None = None
+    key: str | None = None
+
+
+def match_writer(by):
+    """Return the SQL condition that the Writer `by` may write, and its values. None, at a Python prompt, may."""
+    if not by:
+        return "TRUE", []
+    return (KEY_MAY_WRITE, [by.key, int(time.time())]) if by.key else (TOKEN_MAY_WRITE, [by.username, by.stamp])
+
+
+def lock_writer(by):
+    """Return whether the Writer `by` may write; that stays so until the transaction ends."""
+    may_write, writer = match_writer(by)
+    return bool(db.execute_sql(f"SELECT {may_write}", writer).fetchone()[0])
 
 
 def match_course(code, old=None):
@@ -378,7 +411,10 @@ def check_rows(rows, unit):
     return courses, invalid, duplicates
 
 
-# -- Users and the signing key -----------------------------------------------------------------------------------------
+# -- Users, keys for scripts, and the signing key ----------------------------------------------------------------------
+
+MIN_PASSWORD = 8  # characters of a new one; the dummy user's has fewer
+KEY_PREFIX = "key_"  # which no token has
 
 # Argon2id with 19 MiB, two passes and one lane: OWASP's Password Storage Cheat Sheet.
 HASHER = argon2.PasswordHasher(memory_cost=19 * 1024, time_cost=2, parallelism=1)
@@ -394,6 +430,7 @@ class User(db.Model):
     username = Text(1, 80, unique=True)
     password = Password(1024)
     read_only = peewee.BooleanField(default=False)
+    stamp = peewee.CharField(32, default=functools.partial(secrets.token_hex, 16))  # renewed with every password
 
     class Meta:
         table_name = "users"
@@ -405,25 +442,41 @@ class User(db.Model):
         cls.create(username=cls.username.clean(username), password=hash_password(password), read_only=read_only)
 
     @classmethod
-    @retry_conflicts
-    def match_user(cls, username, password):
-        """Return whether this is the user's password; rehash it if HASHER's parameters have changed."""
+    def log_in(cls, username, password):
+        """Return the user if this is the password, else None; rehash it if HASHER's parameters have changed."""
         username = to_nfc(username, cls.username.maximum)
         password = to_nfc(password, cls.password.maximum)
         user, unknown = cls.get_or_none(cls.username == username), unknown_user_hash()
-        hashed = user.password if user else unknown
-        with contextlib.suppress(argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-            HASHER.verify(hashed, password)
-            if user and HASHER.check_needs_rehash(hashed):  # unless it has been changed since
-                cls.update(password=HASHER.hash(password)).where(cls.id == user.id, cls.password == hashed).execute()
-            return user is not None
-        return False
+        try:
+            HASHER.verify(user.password if user else unknown, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return None
+        if user and HASHER.check_needs_rehash(user.password):
+            user.renew(password=HASHER.hash(password))
+        if user and not user.stamp and not user.renew(stamp=cls.stamp.default()):  # added by a copy of 2.0.0
+            return cls.log_in(username, password)  # another login was faster
+        return user
+
+    @retry_conflicts
+    def renew(self, **columns):
+        """Set columns, unless the password or the stamp has changed since this user was read; return whether."""
+        same = (User.id == self.id, User.password == self.password, User.stamp == self.stamp)
+        renewed = User.update(columns).where(*same).execute() > 0
+        if renewed:
+            self.__data__.update(columns)
+        return renewed
 
     @classmethod
-    def lock_editor(cls, username):
-        """Return whether this user may write, locked until the transaction ends. None, no user, may."""
-        users = cls.select().where(cls.username == username, ~cls.read_only)
-        return username is None or users.for_update(db.row_lock).first() is not None
+    def match_user(cls, username, password):
+        """Return whether this is the user's password."""
+        return cls.log_in(username, password) is not None
+
+    def set_password(self, password):
+        """Change the password, unless it has changed since this user was read; return whether it was changed.
+
+        Whoever is logged in must log in again to write. Raises ValidationError for a bad password.
+        """
+        return self.renew(password=hash_password(password), stamp=User.stamp.default())
 
     @classmethod
     def get_all_users(cls):
@@ -434,6 +487,52 @@ class User(db.Model):
 def hash_password(password):
     """Return the Argon2 hash of a password; raise ValidationError for a bad one."""
     return HASHER.hash(User.password.clean(password))
+
+
+class ApiKey(db.Model):
+    """A key that a script sends in place of a token. It acts as its user, and ends with the user or at its date.
+
+    Only its hash is stored. SHA-256 is enough for that, since nobody can guess 256 random bits.
+    """
+
+    hash = peewee.CharField(64, unique=True)
+    user = peewee.ForeignKeyField(User, backref="keys", on_delete="CASCADE")
+    label = Text(1, 80)
+    read_only = peewee.BooleanField(default=False)
+    created = peewee.BigIntegerField(default=lambda: int(time.time()))  # in Unix time
+    expires = peewee.BigIntegerField(null=True)
+
+    class Meta:
+        table_name = "api_keys"
+
+    @classmethod
+    @retry_conflicts
+    def create_key(cls, user, label, seconds=None, read_only=False):
+        """Return a new key, which is good for so many seconds, or forever.
+
+        Raises ValidationError for a bad label, peewee.IntegrityError if the user has a key with this label.
+        """
+        key = KEY_PREFIX + secrets.token_urlsafe(32)
+        expires = seconds and int(time.time()) + seconds
+        cls.create(hash=hash_key(key), user=user, label=cls.label.clean(label), read_only=read_only, expires=expires)
+        return key
+
+    @staticmethod
+    def get_writer(key):
+        """Return the Writer of a key, or None if there is no such key or it has expired."""
+        hashed = hash_key(key)
+        row = db.execute_sql(FIND_KEY, (hashed,)).fetchone()
+        return Writer(row[0], key=hashed) if row and not has_ended(row[1]) else None
+
+
+def hash_key(key):
+    """Return what is stored of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def has_ended(expires):
+    """Return whether a key with this expiry, in Unix time or None, has expired."""
+    return expires is not None and expires <= time.time()
 
 
 class SigningKey(db.Model):

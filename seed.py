@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
+import time
 from urllib.parse import quote
 
 import msgspec
@@ -19,13 +20,13 @@ import peewee
 import course_files
 import models
 from database import SQLite, db, describe, exit_if_unusable, init_db
-from models import Course, User
+from models import ApiKey, Course, User
 
 SUBJECTS = ("ART", "BIO", "CHEM", "CSE", "ECON", "GEOG", "HIST", "LAW", "MATH", "MUS", "PHIL", "PHYS")
 KINDS = ("Introduction to", "Foundations of", "Methods of", "Topics in", "Seminar in", "Advanced", "History of")
 TOPICS = ("Algebra", "Climate", "Data Structures", "Democracy", "Evolution", "Genetics", "Jazz", "Justice", "Markets")
 PEOPLE = ("Bose, Satyendra", "Curie, Marie", "Gödel, Kurt", "Hopper, Grace", "Lovelace, Ada", "Meitner, Lise", "Wu")
-MIN_PASSWORD = 8  # characters
+MAX_DAYS = 36500  # of a key with an end
 
 
 def progress(courses):
@@ -70,8 +71,8 @@ def read_password(username):
             password = sys.stdin.buffer.readline().decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError:
             raise ValueError("the password on standard input is not UTF-8 text; nothing was changed") from None
-    if len(password) < MIN_PASSWORD:
-        raise ValueError(f"the password must be {MIN_PASSWORD} characters or more; nothing was changed")
+    if len(password) < models.MIN_PASSWORD:
+        raise ValueError(f"the password must be {models.MIN_PASSWORD} characters or more; nothing was changed")
     return password
 
 
@@ -87,12 +88,52 @@ def set_user(name, read_only, delete):
         User.create_user(name, read_password(name), bool(read_only))
         return f"Added user {name}."
     if read_only is None:
-        user.password = models.hash_password(read_password(name))
-        user.save(only=["password"])
+        if not user.set_password(read_password(name)):
+            raise ValueError(f"somebody else has just changed the password of user {name}; nothing was changed")
         return f"Changed the password of user {name}."
     user.read_only = read_only
     user.save(only=["read_only"])
     return f"User {name} may now {'only read' if read_only else 'read and write'}."
+
+
+# -- Keys for scripts --------------------------------------------------------------------------------------------------
+
+
+def list_keys():
+    """Return a line for each key: its user, label, role and dates."""
+    keys = ApiKey.select(ApiKey, User).join(User).order_by(User.username, ApiKey.label)
+    return "\n".join([describe_key(key) for key in keys] or ["There are no keys."])
+
+
+def describe_key(key):
+    """Return a line for a key; the key itself is not known."""
+    role = "read-only" if key.read_only or key.user.read_only else "editor"
+    end = "never expires" if key.expires is None else f"expires {day(key.expires)}"
+    return f"{key.user.username}\t{key.label}\t{role}\tcreated {day(key.created)}\t{end}"
+
+
+def day(seconds):
+    """Return the day of a Unix time, in UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def set_key(name, label, days, read_only, delete):
+    """Print a new key of a user, or delete one; return a sentence."""
+    name, label = User.username.clean(name), ApiKey.label.clean(label)
+    user = User.get_or_none(User.username == name)
+    if not user:
+        raise ValueError(f"there is no user {name}")
+    if days and days > MAX_DAYS:
+        raise ValueError(f"a key is good for {MAX_DAYS} days at most, or, without --days, until it is deleted")
+    if delete:
+        if not ApiKey.delete().where(ApiKey.user == user, ApiKey.label == label).execute():
+            raise ValueError(f"user {name} has no key {label}")
+        return f"Deleted key {label} of user {name}."
+    try:
+        print(ApiKey.create_key(user, label, days and days * 86400, read_only))
+    except peewee.IntegrityError:
+        raise ValueError(f"user {name} has a key {label} already; delete it first, or choose another label") from None
+    return f"Added key {label} of user {name}. It is not shown again."
 
 
 # -- Courses -----------------------------------------------------------------------------------------------------------
@@ -260,6 +301,13 @@ def parse_arguments():
     change = user.add_mutually_exclusive_group()
     change.add_argument("--read-only", action=argparse.BooleanOptionalAction, help="set the role, not the password")
     change.add_argument("--delete", action="store_true", help="delete the user")
+    command("keys", list_keys, "list the keys of all users")
+    key = command("key", set_key, "add a key with which a script acts as a user; it is printed once")
+    key.add_argument("name", metavar="USER")
+    key.add_argument("label", metavar="LABEL", help="what the key is for")
+    key.add_argument("--days", type=positive_number, help="how long the key is good; without it, until it is deleted")
+    key.add_argument("--read-only", action="store_true", help="the key may only read")
+    key.add_argument("--delete", action="store_true", help="delete the key")
     importer = command("import", import_courses, "add the courses of a CSV or JSON file, all or none")
     importer.add_argument("file", metavar="FILE", help="the courses, or - for standard input")
     importer.add_argument("--update", action="store_true", help="change the courses that exist")
@@ -283,7 +331,7 @@ def main():
     """Do what the command line says."""
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the console lacks must not hide what was done
     function, arguments = parse_arguments()
-    out = sys.stderr if function is export_courses else sys.stdout  # standard output may be the file
+    out = sys.stderr if function in (export_courses, set_key) else sys.stdout  # whose output is a file, or the key
     try:
         if function in (backup, restore) and (db.pooled or db.in_memory):
             tools = "pg_dump or mariadb-dump, and pg_restore or mariadb"

@@ -9,7 +9,7 @@ import argon2
 import pytest
 
 pytest.register_assert_rewrite("catalogue", "description", "processes")
-from catalogue import CSE115, CSE465, LOGIN  # noqa: E402
+from catalogue import CSE115, CSE465, LOGIN, make_token  # noqa: E402
 from description import Client  # noqa: E402
 from processes import FOLDER, SQLITE, Server, run_program  # noqa: E402
 
@@ -36,14 +36,15 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session", autouse=True)
 def dummy_user():
     models.User.create_user(**LOGIN)
-    yield
+    yield models.User.get()
     database.db.close()
     FOLDER.cleanup()
 
 
 @pytest.fixture
-def app():
+def app(dummy_user):
     settings.LIMIT_STORAGE.reset()
+    dummy_user.save()  # as it was, should a test have changed the role or the password
     models.User.delete().where(models.User.username != LOGIN["username"]).execute()
     models.Course.delete().execute()
     for row in (CSE115, CSE465):
@@ -69,7 +70,7 @@ def stranger(app, cheap_hashes):
 def client(app, cheap_hashes):
     """A client with a token, as a bearer header."""
     client = Client(app)
-    client.authorization = ("Bearer", course_api.make_token("faisal"))
+    client.authorization = ("Bearer", make_token("faisal"))
     return client
 
 

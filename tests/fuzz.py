@@ -24,6 +24,7 @@ from description import PATHS
 from hypothesis.strategies import binary, builds, fixed_dictionaries, just, lists, sampled_from, tuples
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from catalogue import make_token
 from processes import ROOT, Server, run_program
 
 import course_api
@@ -117,7 +118,7 @@ def call(request, other_body, corrupted):
     body = body if other_body is None else other_body
     environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": "", "CONTENT_TYPE": content_type}
     environ |= {"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr}
-    environ |= {"HTTP_AUTHORIZATION": "Bearer " + course_api.make_token("faisal")} | dict(corrupted)
+    environ |= {"HTTP_AUTHORIZATION": "Bearer " + make_token("faisal")} | dict(corrupted)
     responses = []
     chunks = course_api.app(environ, lambda status, headers, _error=None: responses.append((status, headers)))
     body = b"".join(chunks)

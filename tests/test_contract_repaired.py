@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 import webtest
-from catalogue import CHANGE, CSE115, NEW, codes, course, get, insert
+from catalogue import CHANGE, CSE115, NEW, codes, course, get, insert, make_token
 from description import check_error
 from faults import constraint, sqlite_error
 
@@ -77,7 +77,7 @@ def test_json_may_begin_with_a_byte_order_mark_and_its_type_may_have_parameters(
 )
 def test_a_body_is_read_as_far_as_the_server_says(client, changes, status):
     request = webtest.TestRequest.blank("/courses", method="POST", body=json.dumps(NEW).encode())
-    request.headers["Authorization"] = f"Bearer {course_api.make_token('faisal')}"
+    request.headers["Authorization"] = f"Bearer {make_token('faisal')}"
     request.content_type = "application/json"
     del request.environ["CONTENT_LENGTH"]
     request.environ.update(changes)
@@ -203,7 +203,7 @@ def test_head_has_the_headers_of_get_and_no_body(client, path):
 )
 def test_a_mistake_in_the_code_is_a_500_with_a_traceback_in_the_log_only(app, monkeypatch, caplog, fault):
     client = webtest.TestApp(app)  # openapi.yaml has no 500
-    client.authorization = ("Bearer", course_api.make_token("faisal"))
+    client.authorization = ("Bearer", make_token("faisal"))
     with monkeypatch.context() as patch:
         patch.setattr(models.Course, "get_json", fault)
         check_error(client.get("/courses/CSE115", status=500), "Internal Server Error")

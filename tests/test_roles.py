@@ -1,13 +1,18 @@
-"""Who may do what: users who may only read, users who are deleted, and reading without a token."""
+"""Who may do what: users and keys that may only read or have ended, passwords, and reading without a token."""
 
+import re
+import time
+
+import jwt
 import peewee
 import pytest
-from catalogue import CHANGE, CSE115, NEW
+from catalogue import CHANGE, CSE115, NEW, make_token
 from description import Client, check_error
 
 import course_api
 import database
 import models
+import seed
 import settings
 
 EVERY_WRITE = pytest.mark.parametrize(
@@ -28,48 +33,120 @@ def write(client, method, path, body, **options):
     return client.request(path, method=method, body=body, headers={"Content-Type": "application/json"}, **options)
 
 
-def log_in(app, username, read_only):
-    """Return a client with the token of a new user."""
-    models.User.create_user(username, "secret", read_only=read_only)
+def log_in(app, username, read_only=False):
+    """Return a client with the token of a new user, whose password is "secret word"."""
+    models.User.create_user(username, "secret word", read_only=read_only)
     client = Client(app)
-    client.authorization = ("Bearer", course_api.make_token(username))
+    client.authorization = ("Bearer", make_token(username))
     return client
 
 
+def use_key(client, **options):
+    """Let a client of grace send a new key, "cron", instead of its token."""
+    client.authorization = ("Bearer", models.ApiKey.create_key(get_user(), "cron", **options))
+
+
+def get_user(username="grace"):
+    return models.User.get(models.User.username == username)
+
+
 @pytest.fixture
-def reader(app):
+def reader(app, cheap_hashes):
     return log_in(app, "reader", read_only=True)
 
 
 @pytest.fixture
-def leaver(app):
-    """A client with the token of a user who is deleted."""
-    leaver = log_in(app, "leaver", read_only=False)
-    models.User.delete().where(models.User.username == "leaver").execute()
-    return leaver
+def grace(app, cheap_hashes):
+    """A client with the token of an editor."""
+    return log_in(app, "grace")
 
 
-@EVERY_WRITE
-def test_a_read_only_user_cannot_write_and_an_editor_can(client, reader, method, path, body):
-    before = client.get("/courses").json
-    response = write(reader, method, path, body, status=403)
-    check_error(response, "user reader may only read")
-    assert response.headers["WWW-Authenticate"] == 'Bearer error="insufficient_scope"'
-    assert client.get("/courses").json == before
-    models.User.update(read_only=False).where(models.User.username == "reader").execute()  # holds at once
-    write(reader, method, path, body, status=[200, 201, 204])
-    assert client.get("/courses").json != before
+# -- Users and keys that may not write, or no longer -------------------------------------------------------------------
 
 
-@EVERY_WRITE
-def test_a_deleted_user_cannot_write(client, leaver, method, path, body):
-    before = client.get("/courses").json
-    response = write(leaver, method, path, body, status=401)
-    reason = "the user no longer exists"
-    check_error(response, "Invalid token", reason=reason)
-    challenge = f'Bearer error="invalid_token", error_description="{reason}"'
+def demote(client):
+    models.User.update(read_only=True).where(models.User.username == "grace").execute()
+
+
+def delete(client):
+    get_user().delete_instance()
+
+
+def delete_as_2_0_0(client):
+    models.db.execute_sql("DELETE FROM users WHERE username = 'grace'")
+
+
+def add_again(client):
+    delete(client)
+    models.User.create_user("grace", "secret word")
+
+
+def add_again_as_2_0_0(client):
+    delete_as_2_0_0(client)
+    models.db.execute_sql("INSERT INTO users (username, password, read_only) VALUES ('grace', 'a hash', FALSE)")
+
+
+def change_password(client):
+    change = {"old_password": "secret word", "new_password": "another word"}
+    client.put_json("/password", change, status=204)
+
+
+def change_password_by_seed(client):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seed, "read_password", lambda name: "another word")
+        seed.set_user("grace", None, False)
+
+
+def expire_key(client):
+    models.ApiKey.update(expires=int(time.time())).execute()
+
+
+def demote_key(client):
+    models.ApiKey.update(read_only=True).execute()
+
+
+def delete_key(client):
+    seed.set_key("grace", "cron", None, False, True)
+
+
+GONE, RENEWED = "the user no longer exists", "the user has a new password; log in again"
+NO_KEY = "there is no such key, or it has expired"
+TOKEN_ENDS = [  # what happens, the status of a write by the token afterwards, and its error or reason
+    (demote, 403, "user grace may only read"),
+    (delete, 401, GONE),
+    (delete_as_2_0_0, 401, GONE),
+    (add_again, 401, RENEWED),
+    (add_again_as_2_0_0, 401, RENEWED),
+    (change_password, 401, RENEWED),
+    (change_password_by_seed, 401, RENEWED),
+]
+KEY_ENDS = [  # the same for a key
+    (demote, 403, "user grace may only read"),
+    (delete, 401, NO_KEY),
+    (delete_as_2_0_0, 401, NO_KEY),
+    (add_again, 401, NO_KEY),
+    (add_again_as_2_0_0, 401, NO_KEY),
+    (expire_key, 401, NO_KEY),
+    (delete_key, 401, NO_KEY),
+    (demote_key, 403, "key cron may only read"),
+]
+ENDS = [(False, *row) for row in TOKEN_ENDS] + [(True, *row) for row in KEY_ENDS]
+EVERY_END = pytest.mark.parametrize(
+    ("with_key", "end", "status", "reason"),
+    ENDS,
+    ids=[f"{'key' * key or 'token'}-{end.__name__}" for key, end, *_ in ENDS],
+)
+
+
+def check_refused(response, reason):
+    """Check a 401 or 403, and its challenge."""
+    if response.status_int == 403:
+        check_error(response, reason)
+        challenge = 'Bearer error="insufficient_scope"'
+    else:
+        check_error(response, "Invalid token", reason=reason)
+        challenge = f'Bearer error="invalid_token", error_description="{reason}"'
     assert response.headers["WWW-Authenticate"] == challenge
-    assert client.get("/courses").json == before
 
 
 def stored_users():
@@ -85,32 +162,212 @@ def test_a_refused_write_neither_changes_nor_locks_a_user(client, reader, method
     write(reader, method, f"/courses/{code}", CHANGE, status=403)
     write(client, method, "/courses/CSE999", CHANGE, status=[400, 404])
     write(reader, "POST", "/courses", NEW, status=403)
-    write(client, "POST", "/courses", CSE115, status=409)
     assert stored_users() == before
 
 
-@pytest.mark.parametrize("query", ["", "?update=true"])
-@pytest.mark.parametrize(("name", "status"), [("reader", 403), ("leaver", 401)])
-def test_an_upload_is_not_stored_if_its_user_may_no_longer_write_when_it_ends(app, monkeypatch, name, status, query):
-    client, before = log_in(app, name, read_only=False), models.Course.get_all_courses()
-    changes = {
-        "reader": models.User.update(read_only=True).where(models.User.username == "reader"),
-        "leaver": models.User.delete().where(models.User.username == "leaver"),
-    }
-    store = models.Course.store
-
-    def late(*args):
-        changes[name].execute()
-        return store(*args)
-
-    monkeypatch.setattr(models.Course, "store", late)
-    write(client, "POST", f"/courses{query}", [NEW, NEW | {"code": "CSE999"}], status=status)
+@EVERY_WRITE
+@EVERY_END
+def test_nothing_is_written_once_the_user_or_the_key_may_not(grace, with_key, end, status, reason, method, path, body):
+    before = models.Course.get_all_courses()
+    if with_key:
+        use_key(grace)
+    end(grace)
+    check_refused(write(grace, method, path, body, status=status), reason)
     assert models.Course.get_all_courses() == before
 
 
-def test_a_deleted_user_can_read_until_the_token_expires_and_gets_no_other(leaver):
-    leaver.get("/courses", status=200)
-    leaver.post_json("/login", {"username": "leaver", "password": "secret"}, status=400)
+@EVERY_WRITE
+@pytest.mark.parametrize("with_key", [False, True], ids=["token", "key"])
+def test_an_editor_writes_and_a_role_holds_at_once(grace, with_key, method, path, body):
+    if with_key:
+        use_key(grace, seconds=60)
+    demote(grace)
+    write(grace, method, path, body, status=403)
+    before = models.Course.get_all_courses()
+    models.User.update(read_only=False).where(models.User.username == "grace").execute()
+    write(grace, method, path, body, status=[200, 201, 204])
+    assert models.Course.get_all_courses() != before
+
+
+@EVERY_END
+@pytest.mark.parametrize("query", ["", "?update=true"])
+def test_an_upload_is_not_stored_if_its_user_may_no_longer_write_when_it_ends(
+    grace, monkeypatch, with_key, end, status, reason, query
+):
+    before, store = models.Course.get_all_courses(), models.Course.store
+    other = Client(grace.app)
+    other.authorization = grace.authorization
+    if with_key:
+        use_key(grace)
+
+    def late(*args):
+        end(other)
+        return store(*args)
+
+    monkeypatch.setattr(models.Course, "store", late)
+    late_reason = GONE if with_key and end in (delete, delete_as_2_0_0) else reason  # the key was good at the beginning
+    response = write(grace, "POST", f"/courses{query}", [NEW, NEW | {"code": "CSE999"}], status=status)
+    check_refused(response, late_reason)
+    assert models.Course.get_all_courses() == before
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [(delete, GONE), (demote_key, "key cron may only read"), (delete_key, NO_KEY)]
+)
+@EVERY_WRITE
+def test_a_write_by_a_key_checks_the_key_when_it_happens(grace, monkeypatch, end, reason, method, path, body):
+    use_key(grace)
+    before, get_writer = models.Course.get_all_courses(), models.ApiKey.get_writer
+
+    def late(key):
+        by = get_writer(key)
+        end(grace)
+        return by
+
+    monkeypatch.setattr(models.ApiKey, "get_writer", late)
+    check_refused(write(grace, method, path, body, status=[401, 403]), reason)
+    assert models.Course.get_all_courses() == before
+
+
+@EVERY_WRITE
+def test_a_token_of_2_0_0_which_has_no_stamp_writes_until_it_expires(grace, method, path, body):
+    change_password(grace)
+    claims = {"sub": "grace", "iat": int(time.time()), "exp": int(time.time()) + 200}
+    grace.authorization = ("Bearer", jwt.encode(claims, course_api.signing_key(), "HS256"))
+    write(grace, method, path, body, status=[200, 201, 204])
+
+
+def test_a_user_whom_2_0_0_has_added_gets_a_stamp_at_the_first_login(grace):
+    get_user().delete_instance()
+    values = (models.hash_password("secret word"),)
+    models.db.execute_sql(
+        models.sql("INSERT INTO users (username, password, read_only) VALUES ('grace', %s, FALSE)"), values
+    )
+    assert get_user().stamp == ""
+    for _ in range(2):
+        token = grace.post_json("/login", {"username": "grace", "password": "secret word"}).text
+        grace.authorization = ("Bearer", token)
+        grace.patch_json("/courses/CSE115", CHANGE, status=204)
+    assert course_api.verify_token(token, course_api.signing_key())[0].stamp == get_user().stamp != ""
+    add_again_as_2_0_0(grace)
+    check_refused(grace.patch_json("/courses/CSE115", CHANGE, status=401), RENEWED)
+
+
+@pytest.mark.parametrize("end", [delete, add_again, change_password, change_password_by_seed])
+def test_an_old_token_reads_until_it_expires(grace, end):
+    end(grace)
+    grace.get("/courses", status=200)
+
+
+@pytest.mark.parametrize("end", [change_password, change_password_by_seed])
+def test_a_key_outlives_the_password(grace, end):
+    token = grace.authorization
+    use_key(grace)
+    key, grace.authorization = grace.authorization, token
+    end(grace)
+    grace.authorization = key
+    grace.patch_json("/courses/CSE115", CHANGE, status=204)
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("path", READS)
+def test_a_read_by_a_key_ends_with_the_key(grace, path):
+    for end in (delete_key, expire_key, delete):
+        use_key(grace)
+        grace.get(path, status=200)
+        end(grace)
+        check_refused(grace.get(path, status=401), NO_KEY)
+        models.ApiKey.delete().execute()
+
+
+# -- Keys --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_goes_wherever_a_token_goes(stranger, grace):
+    key = models.ApiKey.create_key(get_user(), "cron")
+    stranger.get(f"/courses?token={key}", status=200)
+    stranger.get("/courses", headers={"Authorization": f"bearer {key}"}, status=200)
+    stranger.get(f"/courses?token={key}", headers={"Authorization": f"Bearer {key}"}, status=400)
+
+
+def test_a_key_has_256_random_bits_of_which_only_a_hash_is_stored(grace):
+    keys = {models.ApiKey.create_key(get_user(), str(number)) for number in range(20)}
+    assert len(keys) == 20 and all(re.fullmatch(r"key_[\w-]{43}", key) for key in keys)
+    stored = str([row.__data__ for row in models.ApiKey.select()])
+    assert not any(key.removeprefix("key_") in stored for key in keys)
+
+
+@pytest.mark.parametrize("key", ["key_", "key_" + "a" * 43, "key_é", "key_\udcff", "key_'\"%00", "key_" + "k" * 5000])
+def test_an_unknown_key_is_refused_and_not_quoted(stranger, key):
+    response = stranger.get("/courses", {"token": key.encode(errors="surrogateescape")}, status=401)
+    check_refused(response, NO_KEY)
+
+
+def test_a_link_does_not_hold_the_key_that_the_request_had_in_its_query(stranger, grace):
+    key = models.ApiKey.create_key(get_user(), "cron")
+    response = stranger.get(f"/courses?token={key}&limit=1", status=200)
+    assert "key_" not in str(response.headers) + response.text
+    assert "limit=1&after=" in response.headers["Link"]
+
+
+# -- Passwords ---------------------------------------------------------------------------------------------------------
+
+
+def test_users_change_their_own_password_readers_too(stranger, reader):
+    old, new = {"username": "reader", "password": "secret word"}, {"username": "reader", "password": "another word"}
+    reader.put_json("/password", {"old_password": "secret word", "new_password": "another word"}, status=204)
+    stranger.post_json("/login", old, status=400)
+    stranger.post_json("/login", new, status=200)
+    again = {"old_password": "another word", "new_password": "third word"}
+    check_refused(reader.put_json("/password", again, status=401), RENEWED)
+    stranger.post_json("/login", new, status=200)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({}, "old_password and new_password must be provided"),
+        ({"old_password": "secret word"}, "old_password and new_password must be provided"),
+        ({"new_password": "another word"}, "old_password and new_password must be provided"),
+        ({"new_password": "1234567", "old_password": "secret word"}, "new_password must be 8 characters or more"),
+        ({"new_password": 12345678, "old_password": "secret word"}, "password must be a string"),
+        ({"new_password": "another word", "old_password": "wrong"}, "old_password is not correct"),
+    ],
+)
+def test_a_bad_change_of_password_is_refused(stranger, grace, change, error):
+    check_error(grace.put_json("/password", change, status=400), error)
+    stranger.post_json("/login", {"username": "grace", "password": "secret word"}, status=200)
+
+
+def test_a_wrong_old_password_counts_as_a_failed_login(stranger, grace):
+    wrong = {"old_password": "wrong", "new_password": "another word"}
+    for _ in range(5):
+        grace.put_json("/password", wrong, status=400)
+    grace.put_json("/password", wrong | {"old_password": "secret word"}, status=429)
+    stranger.post_json("/login", {"username": "grace", "password": "secret word"}, status=429)
+
+
+def test_a_key_cannot_change_the_password(grace):
+    use_key(grace)
+    change = {"old_password": "secret word", "new_password": "another word"}
+    check_refused(
+        grace.put_json("/password", change, status=403), "a key cannot change the password; log in, and send the token"
+    )
+    assert models.User.match_user("grace", "secret word")
+
+
+def test_of_two_changes_at_once_one_is_stored(grace, monkeypatch):
+    check_password = course_api.check_password
+
+    def late(*args):
+        user = check_password(*args)
+        change_password_by_seed(grace)
+        return user
+
+    monkeypatch.setattr(course_api, "check_password", late)
+    change = {"old_password": "secret word", "new_password": "third word"}
+    check_refused(grace.put_json("/password", change, status=401), RENEWED)
+    assert models.User.match_user("grace", "another word")
 
 
 # -- PUBLIC_READ -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from catalogue import CSE115, LOGIN, get
+from catalogue import CSE115, LOGIN, get, make_token
 from description import check_error
 
 import course_api
@@ -118,13 +118,13 @@ def test_every_protected_route_turns_strangers_away(stranger, client, method, pa
     response = stranger.request(f"{path}?token=bad", method=method, status=401)
     check_error(response, "Invalid token", reason="the token is malformed")
     assert get(client, "CSE115") == CSE115
-    good = course_api.make_token("faisal")
+    good = make_token("faisal")
     stranger.request(f"{path}?token={good}", method=method, status=[200, 204, 415])  # 415: is asked for a body
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_the_scheme_may_have_any_case(stranger, scheme):
-    stranger.get("/courses", headers={"Authorization": f"{scheme} {course_api.make_token('faisal')}"}, status=200)
+    stranger.get("/courses", headers={"Authorization": f"{scheme} {make_token('faisal')}"}, status=200)
 
 
 @pytest.mark.parametrize("form", ["{}", "JWT {}", "Token {}", "Basic ZmFpc2FsOmZhaXNhbA==", "Bearer: {}", ""])
@@ -143,7 +143,7 @@ def test_a_blank_parameter_is_no_token(stranger):
 
 
 def test_two_tokens_are_refused_even_if_both_are_good(stranger):
-    good = course_api.make_token("faisal")
+    good = make_token("faisal")
     for query, scheme in ((good, "Bearer"), ("bad", "Bearer"), (f"{good}&token={good}", "Basic")):
         headers = {"Authorization": f"{scheme} {good}"}
         response = stranger.get(f"/courses?token={query}", headers=headers, status=400)
@@ -223,6 +223,8 @@ FORGED = {  # of each token: the reason to refuse it, and a function that makes 
     "nbf in the future": (EARLY, lambda: forge(payload=claims(nbf=10**10))),
     "sub missing": (LACKS, lambda: forge(payload=claims(sub=None))),
     "sub a number": (MALFORMED, lambda: forge(payload=claims(sub=1))),
+    "stamp a number": (MALFORMED, lambda: forge(payload=claims(stamp=1))),
+    "stamp null": (MALFORMED, lambda: forge(payload=odd_claims(more=', "stamp": null'))),
     "for another audience": (MALFORMED, lambda: forge(payload=claims(aud="payroll"))),
 }
 
