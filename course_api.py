@@ -554,7 +554,7 @@ def decode_query():
 def body_limit(environ):
     """Return how many bytes the body of a request may have: MAX_UPLOAD only for an upload with a good token."""
     if is_upload(environ):
-        with contextlib.suppress(Exception):  # whatever it is, the request meets it again
+        with contextlib.suppress(Exception), db.time_limit():  # whatever it is, the request meets it again
             if authenticate(bottle.BaseRequest(environ)):
                 return MAX_UPLOAD
     return MAX_BODY

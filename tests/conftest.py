@@ -44,6 +44,7 @@ def dummy_user():
 @pytest.fixture
 def app(dummy_user):
     settings.LIMIT_STORAGE.reset()
+    models.ApiKey.delete().execute()
     dummy_user.save()  # as it was, should a test have changed the role or the password
     models.User.delete().where(models.User.username != LOGIN["username"]).execute()
     models.Course.delete().execute()

@@ -1,5 +1,7 @@
 """Who may do what: users and keys that may only read or have ended, passwords, and reading without a token."""
 
+import concurrent.futures
+import json
 import re
 import time
 
@@ -8,6 +10,8 @@ import peewee
 import pytest
 from catalogue import CHANGE, CSE115, NEW, make_token
 from description import Client, check_error
+from processes import database_url
+from servers import ask_at_once, locked
 
 import course_api
 import database
@@ -368,6 +372,56 @@ def test_of_two_changes_at_once_one_is_stored(grace, monkeypatch):
     change = {"old_password": "secret word", "new_password": "third word"}
     check_refused(grace.put_json("/password", change, status=401), RENEWED)
     assert models.User.match_user("grace", "another word")
+
+
+# -- Races -------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_stored_by_an_old_token_once_its_password_has_changed(serve):
+    """Whatever was under way when the change was answered: courses by POST, uploads and PATCH, from 8 clients."""
+    api, bearer = serve()
+    change = {"old_password": "faisal", "new_password": "another word"}
+
+    def read():
+        return api.request("/courses", **bearer)[1]
+
+    def work(number):
+        if number == 40:
+            assert api.request("/password", "PUT", change, **bearer)[0] == 204
+            return read()
+        course = NEW | {"code": f"C{number}"}
+        requests = [
+            ("/courses", "POST", course),
+            ("/courses", "POST", [course, course | {"code": f"D{number}"}]),
+            ("/courses/CSE115", "PATCH", {"name": f"Changed {number}"}),
+        ]
+        return api.request(*requests[number % 3], **bearer)[0]
+
+    results = ask_at_once(work, 240)
+    assert results[40] == read()
+    assert {status for status in results if status != results[40]} == {201, 204, 401}
+    assert work(500) == 401
+
+
+def test_a_change_of_password_waits_for_a_write_under_way_by_the_old_token(serve, tmp_path):
+    api, bearer = serve()
+    change = {"old_password": "faisal", "new_password": "another word"}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with locked(database_url(tmp_path)):
+            write = pool.submit(api.request, "/courses/CSE115", "PATCH", {"name": "Late"}, **bearer)
+            time.sleep(0.3)  # so that the statement waits for the lock
+            changed = pool.submit(
+                lambda: (api.request("/password", "PUT", change, **bearer)[0], read_name(api, bearer))
+            )
+            time.sleep(0.3)
+        status, name = changed.result()
+        assert (status, name) == (204, read_name(api, bearer))
+        assert write.result()[0] in (204, 401)
+    assert read_name(api, bearer) == name
+
+
+def read_name(api, bearer):
+    return json.loads(api.request("/courses/CSE115", **bearer)[1])["name"]
 
 
 # -- PUBLIC_READ -------------------------------------------------------------------------------------------------------

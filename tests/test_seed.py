@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 from catalogue import COURSE, CSE115, EXPORT_HEADER, HEADER, NAME_RULE, course, insert_sql, make_csv
@@ -76,7 +77,7 @@ def test_the_banner_shows_the_whole_path_of_the_database(run, tmp_path):
 
 
 def test_help_lists_each_command_with_a_line(command):
-    for name in ("users", "user", "import", "export", "backup", "restore", "random"):
+    for name in ("users", "user", "keys", "key", "import", "export", "backup", "restore", "random"):
         assert re.search(rf"^ +{name} +\S+ \S+ \S+", command("--help").stdout, re.MULTILINE)
 
 
@@ -125,6 +126,42 @@ def test_a_user_is_the_same_in_any_form_of_unicode(command):
     assert tell(command("user", composed, "--read-only")) == f"User {composed} may now only read."
     for name, password in ((composed, decomposed), (decomposed, composed)):
         assert User.match_user(name, f"{password} 1234")
+
+
+def test_keys_are_added_listed_and_deleted(command, run):
+    assert tell(command("keys")) == "There are no keys."
+    command("user", "grace", "--read-only", stdin="hopper 1906")
+    added = command("key", "faisal", "nightly import", "--days", "30", "--read-only")
+    assert re.fullmatch(r"key_[\w-]{43}\n", added.stdout)  # alone, so that it can go to a file
+    assert added.stderr.startswith("Added key nightly import of user faisal. It is not shown again.\n")
+    assert models.ApiKey.get_writer(added.stdout.strip()).username == "faisal"
+    assert command("key", "faisal", "backup").stdout != command("key", "grace", "backup").stdout
+    today, then = (time.strftime("%Y-%m-%d", time.gmtime(time.time() + days * 86400)) for days in (0, 30))
+    assert command("keys").stdout.splitlines()[:-1] == [
+        f"faisal\tbackup\teditor\tcreated {today}\tnever expires",
+        f"faisal\tnightly import\tread-only\tcreated {today}\texpires {then}",
+        f"grace\tbackup\tread-only\tcreated {today}\tnever expires",
+    ]
+    deleted = command("key", "faisal", "nightly import", "--delete")
+    assert (deleted.stdout, deleted.stderr.splitlines()[0]) == ("", "Deleted key nightly import of user faisal.")
+    assert models.ApiKey.get_writer(added.stdout.strip()) is None
+    assert command("keys").stdout.count("backup") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nobody", "cron"], "there is no user nobody"),
+        (["faisal", "cron"], "user faisal has a key cron already; delete it first, or choose another label"),
+        (["faisal", "other", "--delete"], "user faisal has no key other"),
+        (["faisal", "a\nb"], "label must be 1 to 80 characters, with no control characters"),
+        (["faisal", "other", "--days", "99999999"], "a key is good for 36500 days at most, or, without --days, until"),
+    ],
+)
+def test_a_bad_key_is_refused_with_one_line(command, arguments, error):
+    command("key", "faisal", "cron")
+    assert fail(command("key", *arguments)).startswith(error)
+    assert models.ApiKey.select().count() == 1
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,9 @@ def test_each_request_has_a_line_in_the_log_and_no_line_has_a_secret(run, start,
     api.request("/login?password=a-wrong-secret", "POST", login | {"password": "a-wrong-secret"})
     api.request("/health")
     courses = api.request(f"/courses?token={token}")[1]
+    key = run("seed.py", "key", "grace", "cron").stdout.strip()
+    api.request(f"/courses/CSE465?token={key}")
+    api.request(f"/courses/CSE465?token={key}x")
     bundle = api.request("/docs/swagger_bundle.js")[1]
     api.request("/courses", "POST", NEW, **bearer)
     api.request("/courses/AAS%20100", "HEAD", **bearer)
@@ -255,7 +258,7 @@ def test_each_request_has_a_line_in_the_log_and_no_line_has_a_secret(run, start,
     assert ask(api.url, "POST", "/login", login)[0] == 500
     assert api.stop() == 0
     log = "\n".join(api.output)
-    secrets = ("a-secret", "a-wrong", token, token.split(".")[2], "argon2", "token=", "password=")
+    secrets = ("a-secret", "a-wrong", "key_", token, token.split(".")[2], "argon2", "token=", "password=")
     assert [secret for secret in secrets if secret in log] == []
     requests = [line for line in api.output if line.endswith(" ms")]
     assert all(LINE.fullmatch(line) for line in [*requests, api.output[0], api.output[-1]])
@@ -267,6 +270,8 @@ def test_each_request_has_a_line_in_the_log_and_no_line_has_a_secret(run, start,
         r"DEBUG 127.0.0.1 - GET /health 200 16 bytes",
         rf"INFO 127.0.0.1 grace GET /courses 200 {len(courses.encode())} bytes",
         rf"INFO 127.0.0.1 - GET /docs/swagger_bundle.js 200 {len(bundle.encode())} bytes",
+        r"INFO 127.0.0.1 grace GET /courses/CSE465 200 \d+ bytes",
+        r"INFO 127.0.0.1 - GET /courses/CSE465 401 \d+ bytes",
         r"INFO 127.0.0.1 grace POST /courses 201 0 bytes",
         r"INFO 127.0.0.1 grace HEAD /courses/AAS%20100 404 0 bytes",
         r"INFO 127.0.0.1 - GET /courses/%0Aforged%1B%5B2J 401 \d+ bytes",

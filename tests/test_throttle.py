@@ -1,13 +1,17 @@
 """The login limit: whoever fails too often has to wait, and nobody else does."""
 
 import os
+import shutil
+import subprocess
 import time
+from urllib.parse import quote
 
 import bottle
 import limits
 import pytest
 from catalogue import LOGIN
 from description import check_error
+from processes import ROOT
 from servers import ask_at_once
 
 import course_api
@@ -99,6 +103,52 @@ def test_a_flood_of_logins_does_not_queue_without_end(serve):
     answers = ask_at_once(lambda _: api.request("/login", "POST", LOGIN)[0], 64, clients=64)
     assert set(answers) == {200, 503}
     assert answers.count(200) >= course_api.MAX_LOGINS
+
+
+# -- The log -----------------------------------------------------------------------------------------------------------
+
+FORGED = ["grace hopper", "x from 192.0.2.7", "é\u2028\u202e", "%0A%1B[2J", "a/b?c#d"]
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_failed_login_is_logged_in_one_line_with_name_and_address_and_a_name_forges_nothing(stranger, caplog, name):
+    wrong = {"username": name, "password": "wrong"}
+    fail(stranger, 1)
+    for _ in range(5):
+        log_in(stranger, wrong, address="2001:db8::1", status=400)
+    log_in(stranger, wrong, address="2001:db8::1", status=429)
+    first, *failed, refused = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert first == ("WARNING", "failed login as faisal from 192.0.2.1")
+    assert set(failed) == {("WARNING", f"failed login as {quote(name, safe='')} from 2001:db8::1")} and len(failed) == 5
+    assert refused == ("WARNING", f"too many failed logins as {quote(name, safe='')} from 2001:db8::1")
+
+
+@pytest.mark.parametrize("name", ["a\nWARNING", "\x1b[2J", "\x85"])
+def test_a_name_with_control_characters_is_no_failed_login(stranger, caplog, name):
+    log_in(stranger, {"username": name, "password": "wrong"}, status=400)
+    assert not caplog.records
+
+
+@pytest.mark.integration
+def test_fail2ban_finds_each_failed_login_in_the_log_and_nothing_else(run, start, tmp_path):
+    filter_file = ROOT / "deploy/fail2ban/filter.d/course-api.conf"
+    if not shutil.which("fail2ban-regex"):
+        pytest.skip("install fail2ban: apt-get install fail2ban")
+    run("seed.py")
+    api = start(TRUSTED_PROXY="127.0.0.1")
+    tries = [(name, f"198.51.100.{number}") for number, name in enumerate(FORGED)] + [("faisal", "2001:db8::9")] * 6
+    for name, address in tries:
+        api.request("/login", "POST", {"username": name, "password": "wrong"}, X_Forwarded_For=address)
+    api.log_in()
+    api.request("/courses/%20WARNING%20failed%20login%20as%20x%20from%20192.0.2.7")
+    assert api.stop() == 0
+    lines = [f"{line}\n" for line in api.output]
+    lines += [f"Nov 28 04:05:06 host python[42]: {line}" for line in lines]  # as journald and syslog have them
+    (tmp_path / "log").write_text("".join(lines))
+    done = subprocess.run(
+        ["fail2ban-regex", "--out", "ip", tmp_path / "log", filter_file], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == [address for _, address in tries] * 2, done.stderr
 
 
 # -- The address behind a proxy ----------------------------------------------------------------------------------------
