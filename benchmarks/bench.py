@@ -17,6 +17,7 @@ import contextlib
 import datetime
 import http.client
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -50,13 +51,16 @@ GRANIAN = ["granian", "--interface", "wsgi", "--blocking-threads", "1", "--log-l
 GRANIAN += ["--working-dir", HERE.parent, "course_api:app", "--workers"]
 GUNICORN = ["gunicorn", "--worker-class", "gthread", "--threads", "1", "--log-level", "error"]
 GUNICORN += ["--chdir", HERE.parent, "course_api:app", "--workers"]
+POCKETBASE = f"pocketbase --automigrate=false --migrationsDir {HERE / 'pocketbase'}"
 PEERS = {  # the command of each server; PORT, DATABASE_URL and SECRET_KEY are in its environment
     "floor": [sys.executable, HERE / "floor.py"],
     "course_api": WAITRESS,
+    "course_api, NORMAL": [sys.executable, HERE / "without.py", "full durability"],
     "course_api, granian": [*GRANIAN, "1"],
     "Flask-SQLAlchemy": [sys.executable, HERE / "tutorial.py"],
     "FastAPI, SQLModel": [sys.executable, HERE / "fastapi_sqlmodel.py"],
     "Fastify": ["node", HERE / "fastify.mjs"],
+    "PocketBase": ["sh", "-c", f"exec {POCKETBASE} serve --http 127.0.0.1:$PORT --dir ${{DATABASE_URL#sqlite:///}}.pb"],
 }
 WORKERS = {  # the same for the API alone
     "waitress": WAITRESS,
@@ -69,6 +73,13 @@ REQUESTS = {  # the path, the script that varies it, and the number of courses
     "list of 1,000": ("/courses", None, 1_000),
     "page of 50 of 100,000": ("/courses?limit=50&offset=%d", "get.lua", 100_000),
     "POST": ("/courses", "post.lua", 1_000),
+}
+RECORDS = "/api/collections/courses/records"
+POCKETBASE_PATHS = {  # of the same requests; a page has a number in place of an offset
+    "one course": f"{RECORDS}/c%014d",
+    "list of 1,000": f"{RECORDS}?perPage=1000",
+    "page of 50 of 100,000": f"{RECORDS}?perPage=50&page=%d",
+    "POST": RECORDS,
 }
 # How to serve the API without a part: the command, settings, and an ending of DATABASE_URL.
 NO_LOOKUP = ([sys.executable, HERE / "without.py", "role look-up"], {}, "")
@@ -179,6 +190,18 @@ def find_databases(postgresql):
     return {"SQLite": "sqlite"} | ({"PostgreSQL": postgresql} if postgresql else {})
 
 
+def fill_pocketbase(url):
+    """Make PocketBase's own database, next to ours, with the same courses."""
+    file = url.removeprefix("sqlite:///")
+    subprocess.run([*POCKETBASE.split(), "migrate", "up", "--dir", f"{file}.pb"], check=True, stdout=subprocess.DEVNULL)
+    with contextlib.closing(sqlite3.connect(f"{file}.pb/data.db")) as connection, connection:
+        connection.execute("ATTACH ? AS ours", (file,))
+        connection.execute(
+            """INSERT INTO main.courses (id, code, name, instructor)
+            SELECT printf('c%014d', substr(code, 2)), code, name, instructor FROM ours.courses"""
+        )
+
+
 # -- Servers -----------------------------------------------------------------------------------------------------------
 
 
@@ -216,18 +239,23 @@ class Server:
             "SECRET_KEY": KEY,
             "PYTHONWARNINGS": "ignore",
         }
+        is_pocketbase = command == PEERS["PocketBase"]
+        if is_pocketbase:
+            fill_pocketbase(url)
         started = time.monotonic()
         output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, env=environment | (settings or {}), cwd=HERE, **output)
         while True:
             try:
-                self.get("/courses/C500")
+                self.get("/api/health" if is_pocketbase else "/courses/C500")
                 break
             except OSError:
                 if self.process.poll() is not None or time.monotonic() - started > 30:
                     raise RuntimeError(f"{command} does not start") from None
                 time.sleep(0.005)
         self.start_seconds = time.monotonic() - started
+        if is_pocketbase:
+            self.log_in_to_pocketbase()
 
     def __enter__(self):
         return self
@@ -239,6 +267,14 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def log_in_to_pocketbase(self):
+        """Send a token of PocketBase's own."""
+        login = json.dumps({"identity": "bench@example.com", "password": "password of bench"})
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            path, headers = "/api/collections/users/auth-with-password", {"Content-Type": "application/json"}
+            connection.request("POST", path, login, headers)
+            self.headers = {"Authorization": f"Bearer {json.load(connection.getresponse())['token']}"}
 
     def fetch(self, connection, path):
         """Return a response's body and its Link header; raise RuntimeError unless it is 200."""
@@ -271,7 +307,8 @@ class Server:
         command += ["--header", f"Authorization: {self.headers['Authorization']}"]
         command += ["--script", HERE / script] if script else []
         command += [f"http://127.0.0.1:{self.port}{path}"]
-        environment = os.environ | {"RUN": secrets.token_hex(4), "COURSES": str(self.courses)}
+        numbers = self.courses // 50 if "page=%d" in path else self.courses
+        environment = os.environ | {"RUN": secrets.token_hex(4), "COURSES": str(numbers)}
         output = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
         if "Non-2xx" in output or "Requests/sec" not in output:
             raise RuntimeError(f"{path}: {output}")
@@ -359,6 +396,7 @@ def measure_server(command, server, originals, seconds):
             row.setdefault("idle, MiB", running.memory())
             for request, (path, script, wanted) in REQUESTS.items():
                 if wanted == courses and (request == "one course" or command != PEERS["floor"]):
+                    path = POCKETBASE_PATHS[request] if command == PEERS["PocketBase"] else path
                     row[request] = running.load(path, script, seconds)
             row["loaded, MiB"] = max(row.get("loaded, MiB", 0), running.memory())
     return row
@@ -369,6 +407,8 @@ def compare(rounds, seconds, _postgresql):
     peers = dict(PEERS)
     if not (shutil.which("node") and (HERE / "node_modules").exists()):
         del peers["Fastify"]
+    if not shutil.which("pocketbase"):
+        del peers["PocketBase"]
     table = measure_servers("compare", {name: (command, "sqlite") for name, command in peers.items()}, rounds, seconds)
     print_table("requests per second", table, [*REQUESTS, "start, ms", "idle, MiB", "loaded, MiB"])
     ours = [name for name in table if name.startswith("course_api")]

@@ -4,5 +4,5 @@ wrk.headers["Content-Type"] = "application/json"
 request = function()
   number = number + 1
   local body = string.format('{"code": "%s-%d", "name": "Introduction", "instructor": "Ada Lovelace"}', run, number)
-  return wrk.format("POST", "/courses", nil, body)
+  return wrk.format("POST", nil, nil, body)
 end
