@@ -289,6 +289,26 @@ def test_a_request_that_is_slow_or_cut_off_anywhere_holds_up_nobody(api, whole):
     assert is_well(api)
 
 
+def test_a_request_that_stalls_is_closed_sooner_than_an_idle_connection(start):
+    program = "import course_api, server; server.STALL_SECONDS = 0; server.WAITRESS_OPTIONS['cleanup_interval'] = 0"
+    api = start("-c", f"{program}; course_api.main()")
+    with connect(api.url) as idle, connect(api.url) as half, connect(api.url) as unfinished:
+        idle.sendall(GET)
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200 ")
+        half.sendall(GET[:20])
+        unfinished.sendall(LENGTH + b"\r\n{")
+        assert read_all(half) == read_all(unfinished) == b""
+        idle.sendall(GET)
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_idle_connections_make_room_where_there_are_too_many(start):
+    program = "import course_api, server; server.MAX_CONNECTIONS = 20; server.CROWDED_SECONDS = 0"
+    api = start("-c", f"{program}; server.WAITRESS_OPTIONS['cleanup_interval'] = 0; course_api.main()")
+    with connections(api, 40):
+        assert is_well(api)
+
+
 def test_a_client_that_reads_nothing_does_not_hold_a_thread_for_ever(start):
     """It asks for more than waitress keeps for one connection, and the only thread waits for it to read."""
     program = "import course_api, server; server.STALL_SECONDS = 2; course_api.main()"

@@ -96,9 +96,16 @@ def test_a_body_that_is_cut_short_or_has_bad_chunks_is_refused_and_not_stored(ap
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large_is_a_413(api, bearer, chunked):
-    body = iter([b" " * 2**20] * 17) if chunked else b" " * 17 * 2**20
-    status, _, text = ask(api.url, "POST", "/courses", body, bearer | {"Content-Type": "application/json"})
-    assert status == 413 and "16777216 bytes" in json.loads(text)["error"]
+    body, length = (iter([b" " * 2**20] * 17), {}) if chunked else (None, {"Content-Length": str(17 * 2**20)})
+    status, _, text = ask(api.url, "POST", "/courses", body, bearer | {"Content-Type": "application/json"} | length)
+    assert status == 413 and "larger than 16 MiB" in json.loads(text)["error"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("method", "path", "status"), [("POST", "/login", 413), ("POST", "/courses", 401)])
+def test_a_large_body_without_a_token_is_refused_before_it_is_read(api, method, path, status, chunked):
+    body, length = (iter([b" " * 2**16] * 3), {}) if chunked else (None, {"Content-Length": str(3 * 2**16)})
+    assert ask(api.url, method, path, body, {"Content-Type": "application/json"} | length)[0] == status
 
 
 def test_head_has_the_headers_of_get_and_no_body(api, bearer):
