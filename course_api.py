@@ -554,7 +554,7 @@ def decode_query():
 def body_limit(environ):
     """Return how many bytes the body of a request may have: MAX_UPLOAD only for an upload with a good token."""
     if is_upload(environ):
-        with contextlib.suppress(Exception), db.time_limit():  # whatever it is, the request meets it again
+        with contextlib.suppress(Exception), db.for_request():  # whatever it is, the request meets it again
             if authenticate(bottle.BaseRequest(environ)):
                 return MAX_UPLOAD
     return MAX_BODY
@@ -877,11 +877,8 @@ class DatabasePlugin:
             return callback
 
         def wrapper(**arguments):
-            try:
-                with db.time_limit():
-                    return callback(**arguments)
-            finally:
-                db.close()
+            with db.for_request():
+                return callback(**arguments)
 
         return wrapper
 
@@ -1067,7 +1064,7 @@ def prepare():
     """Prepare the database and the key, and log what an operator should know; exit if the database cannot be used."""
     with database.exit_if_unusable():
         database.init_db()
-        with db.time_limit():  # as for requests, so that what fails then fails now
+        with db.for_request():  # as for requests, so that what fails then fails now
             if db.in_memory:
                 models.add_dummy_data()
             check_writes()

@@ -78,7 +78,7 @@ class SQLite(peewee.SqliteDatabase):
     row_lock = share_lock = ""  # a transaction that writes has locked everything
     migration_lock = "SELECT 1"
     read_mark, write_mark = "PRAGMA user_version", "PRAGMA user_version = {}"
-    time_limit = contextlib.nullcontext
+    for_request = contextlib.nullcontext
     code = staticmethod(sqlite_code)
     reasons = {sqlite3.SQLITE_FULL: FULL, sqlite3.SQLITE_READONLY: READ_ONLY, sqlite3.SQLITE_BUSY: LOCKED}
     mistakes = {
@@ -291,13 +291,17 @@ class ServerPool:
             super().rollback()
 
     @contextlib.contextmanager
-    def time_limit(self):
-        """Limit the time of this thread's statements in the block, unless DATABASE_URL or PGOPTIONS does."""
+    def for_request(self):
+        """Limit the time of this thread's statements in the block, then return its connection to the pool.
+
+        DATABASE_URL or PGOPTIONS can set another limit.
+        """
         self.request.limit = "" if self.has_own_limit else self.statement_limit
         try:
             yield
         finally:
             self.request.limit = ""
+            self.close()
 
     def execute_sql(self, sql, params=None):
         return super().execute_sql(getattr(self.request, "limit", "") + sql, params)
