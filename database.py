@@ -48,6 +48,7 @@ class SQLite(peewee.SqliteDatabase):
     match, any_text, escape = "GLOB", "*", staticmethod(glob.escape)  # finds any text by a pattern
     reads_by_id = True  # a full scan returns rows in the order of their ids
     row_lock = ""  # a transaction that writes has locked everything
+    table_lock = "SELECT 1"
     migration_lock = "SELECT 1"
     scrub = "VACUUM"  # removes deleted text from the file
     time_limit = contextlib.nullcontext
@@ -175,6 +176,7 @@ class PostgreSQL(ServerPool, PooledPostgresqlDatabase):
     json_object, json_array, json_type = "json_build_object", "json_agg", "TEXT"
     like = "ILIKE"
     match, any_text, escape = "~", "", staticmethod(re.escape)
+    table_lock = "LOCK TABLE {} IN EXCLUSIVE MODE"  # others can only read until the transaction ends
     migration_lock = "SELECT pg_advisory_xact_lock(5000)"
     scrub = "VACUUM FULL users"
     # The classes of SQLSTATE that blame the statement or its values (PostgreSQL's Appendix A).
@@ -218,6 +220,7 @@ class MariaDB(ServerPool, PooledMySQLDatabase):
     json_object, json_array, json_type = "JSON_OBJECT", "JSON_ARRAYAGG", "CHAR"
     like = ""
     match, any_text, escape = "REGEXP", "", staticmethod(re.escape)
+    table_lock = "SELECT COUNT(*) FROM {} FOR UPDATE"  # locks all rows, and the gaps between them
     migration_lock = "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)"  # held until the connection closes
     scrub = "OPTIMIZE TABLE users"
     # The numbers that blame the statement or its values, but that PyMySQL counts as operational: unknown or ambiguous

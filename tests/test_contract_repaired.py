@@ -12,6 +12,7 @@ from faults import sqlite_error
 import course_api
 import database
 import models
+from records import XLSX
 
 # -- Bodies ------------------------------------------------------------------------------------------------------------
 
@@ -20,7 +21,8 @@ import models
     ("method", "path", "types"),
     [
         ("POST", "/login", "application/json or application/x-www-form-urlencoded"),
-        ("POST", "/courses", "application/json or text/csv"),
+        ("POST", "/courses", f"application/json or text/csv or application/x-ndjson or {XLSX}"),
+        ("PUT", "/courses", f"application/json or text/csv or application/x-ndjson or {XLSX}"),
         ("PUT", "/courses/CSE115", "application/json"),
         ("PATCH", "/courses/CSE115", "application/json"),
     ],
@@ -84,8 +86,8 @@ def test_a_path_that_is_no_text_is_refused(client, path):
 @pytest.mark.parametrize(
     ("path", "method", "allowed"),
     [
-        ("/courses", "DELETE", "GET, HEAD, OPTIONS, POST"),
-        ("/courses/", "PUT", "GET, HEAD, OPTIONS, POST"),
+        ("/courses", "DELETE", "GET, HEAD, OPTIONS, POST, PUT"),
+        ("/courses/", "PATCH", "GET, HEAD, OPTIONS, POST, PUT"),
         ("/courses/unknown", "POST", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
         ("/login", "GET", "OPTIONS, POST"),
         ("/docs", "POST", "GET, HEAD, OPTIONS"),

@@ -24,7 +24,7 @@ COURSES = [  # in the order they are added
 @pytest.fixture
 def catalogue(client):
     models.Course.delete().execute()
-    models.Course.add_courses(dict(enumerate(COURSES)))
+    models.Course.store_courses(COURSES)
     return client
 
 
@@ -105,10 +105,14 @@ def test_a_bad_query_is_refused_with_the_rule(client, error, queries):
         check_error(client.get(f"/courses?{query}", status=400), error)
 
 
+UPLOAD = f"use {', '.join(FIELDS)}{{}}, header, repeats, sheet, skip_invalid, dry_run"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "use"),
     [
-        ("POST", "/courses", "use update"),
+        ("POST", "/courses", UPLOAD.format(", update")),
+        ("PUT", "/courses", UPLOAD.format("")),
         ("GET", "/courses/CSE115", "this path takes none but token"),
         ("PUT", "/courses/CSE115", "this path takes none but token"),
         ("PATCH", "/courses/CSE115", "this path takes none but token"),
@@ -190,7 +194,7 @@ def test_following_next_returns_each_course_once_while_others_come_and_go(client
     stay = {f"S{number}" for number in range(60)}
     go = [f"G{number}" for number in range(60)]
     rows = [{"code": code, "name": f"N{rng.randrange(10)}", "instructor": ""} for code in [*sorted(stay), *go]]
-    models.Course.add_courses(dict(enumerate(rng.sample(rows, len(rows)))))
+    models.Course.store_courses(rng.sample(rows, len(rows)))
     seen, path = [], f"/courses?limit=10&sort={sort}"
     while path:
         response = client.get(path)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from catalogue import (
-    BOTH,
     CHANGE,
     CODE_MISSING,
     CSE115,
@@ -29,7 +28,9 @@ import models
 def check_refused(client, response, errors):
     """Check that an upload has been refused with these errors, each with its row, and that nothing is stored."""
     rows = [{"row": row, "error": error} for row, error in errors]
-    check_error(response, f"nothing was stored; {len(errors)} rows were refused", rows=rows)
+    summary = response.json["error"].partition(": ")[2]
+    assert sum(int(part.split()[0]) for part in summary.split(", ")) == len(errors)
+    check_error(response, f"nothing was stored; {len(errors)} rows were refused: {summary}", rows=rows)
     assert get_list(client) == [CSE115, CSE465]
 
 
@@ -56,22 +57,24 @@ def test_csv_that_cannot_be_read_is_refused_with_what_was_found(client):
 
 @pytest.mark.parametrize("query", ["", "?update=true"])
 def test_every_bad_row_of_json_is_named_and_none_is_stored(client, query):
-    rows = [NEW, {}, 5, NEW | {"name": ""}, NEW | {"instructor": 5}, {"code": "B", "name": "b"}, NEW]
-    errors = [CODE_MISSING, "a course must be an object", NAME_RULE, "instructor must be a string", BOTH]
-    errors.append("Course code CSE225 repeats row 1")
+    rows = [NEW, {}, 5, NEW | {"name": ""}, NEW | {"instructor": 5}, {"code": "B"}, NEW | CHANGE]
+    errors = [CODE_MISSING, "a course must be an object", f"CSE225: {NAME_RULE}"]
+    errors += ['CSE225: instructor must be a string: "5"', "B: Course name must be provided"]
+    errors.append("Course code CSE225 repeats row 1 with another name and instructor")
     check_refused(client, client.post_json(f"/courses{query}", rows, status=400), list(enumerate(errors, 2)))
 
 
 def test_a_bad_row_of_csv_is_named_by_the_line_on_which_it_begins(client):
     text = 'Code,Name,Instructor\n\n"A","two\nlines",\n,,\nCSE115,a,\nB,,\nB,b,\n'
-    errors = [(3, NAME_RULE), (6, TAKEN), (7, NAME_RULE)]
+    errors = [(3, f'A: {NAME_RULE}: "two\\nlines"'), (6, TAKEN), (7, f"B: {NAME_RULE}")]
     check_refused(client, post_csv(client, text, status=400), errors)
 
 
 def test_of_many_bad_rows_the_first_hundred_are_named(client):
     response = client.post_json("/courses", [{}] * 101, status=400)
     rows = [{"row": number, "error": CODE_MISSING} for number in range(1, 101)]
-    check_error(response, "nothing was stored; 101 rows were refused", rows=rows)
+    error = "nothing was stored; 101 rows were refused: 101 codes missing; rows has the first 100, and leaves out 1"
+    check_error(response, error, rows=rows)
 
 
 def test_an_upload_of_nothing_adds_nothing(client):

@@ -78,13 +78,13 @@ def test_an_upload_is_not_stored_if_its_user_may_no_longer_write_when_it_ends(ap
         "reader": models.User.update(read_only=True).where(models.User.username == "reader"),
         "leaver": models.User.delete().where(models.User.username == "leaver"),
     }
-    store = models.Course.store
+    store = models.Course.store_courses
 
-    def late(*args):
+    def late(*args, **options):
         changes[name].execute()
-        return store(*args)
+        return store(*args, **options)
 
-    monkeypatch.setattr(models.Course, "store", late)
+    monkeypatch.setattr(models.Course, "store_courses", late)
     write(client, "POST", f"/courses{query}", [NEW, NEW | {"code": "CSE999"}], status=status)
     assert models.Course.get_all_courses() == before
 
