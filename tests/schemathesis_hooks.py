@@ -2,11 +2,15 @@
 
 import csv
 import io
+import json
 import re
 
 import schemathesis
 from description import PATHS
 from hypothesis import strategies
+
+from excel import write_sheet
+from records import NDJSON, XLSX
 
 TEXT = strategies.text(
     strategies.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/"), min_size=1, max_size=20
@@ -21,14 +25,28 @@ def make_csv(rows):
     return file.getvalue().encode()
 
 
+def make_ndjson(rows):
+    objects = (dict(zip(("code", "name", "instructor"), row, strict=True)) for row in rows)
+    return "".join(f"{json.dumps(one)}\n" for one in objects).encode()
+
+
+def make_xlsx(rows):
+    return write_sheet("Courses", 3, [("code", "name", "instructor"), *rows])
+
+
 ROWS = strategies.lists(strategies.tuples(TEXT, TEXT, TEXT), unique_by=lambda row: row[0].strip())
 schemathesis.openapi.media_type("text/csv", ROWS.map(make_csv))
+schemathesis.openapi.media_type(NDJSON, ROWS.map(make_ndjson))
+schemathesis.openapi.media_type(XLSX, ROWS.map(make_xlsx))
 
 
 @schemathesis.hook
 def before_load_schema(_context, raw_schema):
-    """Remove the example of CSV: schemathesis takes none besides a strategy (test_openapi.py tries it)."""
-    del raw_schema["paths"]["/courses"]["post"]["requestBody"]["content"]["text/csv"]["examples"]
+    """Remove the examples of CSV and NDJSON: schemathesis takes none besides a strategy (test_openapi.py tries it)."""
+    for operation in ("post", "put"):
+        content = raw_schema["paths"]["/courses"][operation]["requestBody"]["content"]
+        for media_type in content.keys() - {"application/json"}:
+            content[media_type].pop("example", content[media_type].pop("examples", None))
 
 
 @schemathesis.hook
