@@ -141,7 +141,8 @@ def explain_missing(records, missing, options):
     if records.typed or suggest_columns(records.names):
         return f"there is no {kind} {' or '.join(missing)}; the {kind}s are {found}; choose them, perhaps with {choice}"
     header = show_options(options.over_http, header=[join_header([*REQUIRED, "", *(FIELDS.keys() - REQUIRED)])])
-    return f"{first}; if these are their names, choose some with {choice}; if the file has no names, use {header}"
+    no_names = f"if the file has no names, use {header}, with nothing for what you leave out"
+    return f"{first}; if these are their names, choose some with {choice}; {no_names}"
 
 
 def join_header(names):

@@ -17,7 +17,7 @@ import peewee
 import course_files
 import models
 from database import SQLite, db, exit_if_unusable, init_db
-from models import FIELDS, Course, User
+from models import FIELDS, Course, User, join_words
 
 SUBJECTS = ("ART", "BIO", "CHEM", "CSE", "ECON", "GEOG", "HIST", "LAW", "MATH", "MUS", "PHIL", "PHYS")
 KINDS = ("Introduction to", "Foundations of", "Methods of", "Topics in", "Seminar in", "Advanced", "History of")
@@ -106,10 +106,10 @@ def import_courses(file, update, replace, yes, skip_invalid, report, dry_run, ve
             how["old"] = confirm_deletion(reading, yes, **how)
         how |= {"dry_run": dry_run, "verbose": verbose}
         stored = course_files.store_courses(reading, progress=progress, before_commit=ignore_ctrl_c, **how)
-    except course_files.UploadError:
+    except course_files.UploadError as error:
         print_refusals(reading)
         write_report(report, data, options, reading)
-        raise
+        raise ValueError(f"{error}. {suggest(reading)}") from None
     except KeyboardInterrupt:
         raise ValueError("interrupted; nothing was stored") from None
     if not stored:
@@ -152,6 +152,15 @@ def print_refusals(reading):
         print(f"{reading.unit} {refusal.number}: {course_files.explain(refusal)}", file=sys.stderr)
 
 
+def suggest(reading):
+    """Return what to do about the refused records of a file."""
+    faults = {refusal.fault for refusal in reading.invalid}
+    steps = ["add --repeats first or --repeats join"] if "repeated" in faults else []
+    steps += ["add --update to change the courses that exist"] if "taken" in faults else []
+    steps.append("add --skip-invalid to leave them out, with --report bad.csv to correct them later")
+    return f"Correct the file, or {join_words(steps, 'or')}."
+
+
 def write_report(path, data, options, reading):
     """Write the refused records to a CSV file, if one is named."""
     if path:
@@ -167,9 +176,7 @@ def describe_import(reading, stored, dry_run):
     parts += [f"{stored.unchanged:,} unchanged"] if stored.unchanged else []
     lines = [", ".join(parts) + ("; nothing was stored." if dry_run else ".")]
     if reading.repeated:
-        lines.append(
-            f"Left out or joined {count(reading.repeated, reading.unit)} of a course that the file has already."
-        )
+        lines.append(f"{count(reading.repeated, reading.unit).capitalize()} repeated a course, and counted once.")
     if reading.invalid:
         refused = f"Left out {count(len(reading.invalid), reading.unit)}"
         lines.append(f"{refused}: {course_files.summarize(reading.invalid)}.")
