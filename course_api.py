@@ -90,8 +90,7 @@ def add_courses(by, update=False, skip_invalid=False, dry_run=False, **options):
 @app.put(["/courses", "/courses/"], columns=[*FIELDS], parameters=UPLOAD)
 def replace_courses(by, skip_invalid=False, dry_run=False, **options):
     """Make a list in a file the whole catalogue: add, change and delete courses, all or none."""
-    old = load_list_for_conditions()
-    reading = read_upload(options)
+    reading, old = read_upload(options), load_list_for_conditions()
     options = {"replace": True, "skip_invalid": skip_invalid, "dry_run": dry_run}
     stored = course_files.store_courses(reading, by=by, old=old, **options)
     if not stored:

@@ -80,7 +80,10 @@ def make_options(given, over_http=False, max_rows=NO_LIMIT):
         raise ValidationError(f"repeats must be {', '.join(REPEATS[:-1])} or {REPEATS[-1]}")
     asked = [name for name in FIELDS if given.get(name)]
     columns = {name: tuple(given[name]) if name in asked else (name,) for name in FIELDS}
-    header = tuple(next(csv.reader([given.get("header") or ""]), ()))
+    try:
+        header = tuple(next(csv.reader([given.get("header") or ""]), ()))
+    except csv.Error:
+        raise ValidationError("header must be column names on one line, separated by commas") from None
     sheet, encoding = given.get("sheet") or "", given.get("encoding") or ""
     return Options(columns, asked, header, sheet, encoding, repeats, max_rows, over_http)
 
@@ -130,7 +133,8 @@ def find_columns(names, options):
 def explain_missing(records, missing, options):
     """Return the sentence for a file without columns that are needed: what was found, and what to type."""
     found, kind = list_names(records.names) or "(blank)", "key" if records.typed else "column"
-    choice = show_options(options.over_http, **choose_columns(records.names, options))
+    likely = choose_columns(records.names, options)
+    choice = show_options(options.over_http, **likely)
     first = f"the first {records.unit} must name the columns {', '.join(FIELDS)}, but is: {found}"
     for number, cells in [] if records.typed else itertools.islice(records.rows, 20):
         _, still_missing = find_columns(cells, options)
@@ -139,7 +143,8 @@ def explain_missing(records, missing, options):
             better = f"{records.unit} {number} seems to name them"
             return f"{first}; {better}: delete what stands above it, or use {header}"
     if records.typed or suggest_columns(records.names):
-        return f"there is no {kind} {' or '.join(missing)}; the {kind}s are {found}; choose them, perhaps with {choice}"
+        choose = f"; choose them, perhaps with {choice}" if likely else ""
+        return f"there is no {kind} {' or '.join(missing)}; the {kind}s are {found}{choose}"
     header = show_options(options.over_http, header=[join_header([*REQUIRED, "", *(FIELDS.keys() - REQUIRED)])])
     no_names = f"if the file has no names, use {header}, with nothing for what you leave out"
     return f"{first}; if these are their names, choose some with {choice}; {no_names}"

@@ -185,6 +185,12 @@ MISSING = {
     "a title in German": ("Liste;\nKurscode;Kursname\n", {}, ["line 2 seems to name them"]),
     "an empty file": ("", {}, ["(blank)"]),
     "a column named twice": ("Code,name,code\nA,a,B\n", {}, ["column code is named twice"]),
+    "a column that only the option names": (
+        "code,name\n",
+        {"name": ["x"]},
+        ["no column x; the columns are code, name"],
+    ),
+    "a header of two lines": ("code,name\n", {"header": "code\rname"}, ["header must be column names on one line"]),
     "a key named twice": ('[{"code": "A", "Code": "B", "name": "a"}]', {}, ["column code is named twice"]),
     "a repeats of another kind": ("code,name\n", {"repeats": "last"}, ["repeats must be refuse, first or join"]),
 }
