@@ -18,7 +18,7 @@ from xml.parsers import expat
 from fields import ValidationError
 
 MAX_UNPACKED, MAX_TEXTS = 192 * 2**20, 64 * 2**20  # bytes of the XML that is read, and of what is kept in memory
-MAX_TAGS = 8_000_000  # of this XML; the cells that a row skips count too
+MAX_PARTS = 5_000_000  # tags and attributes of this XML, and cells that rows skip: 100,000 courses have three million
 MAX_TEXT = 2**20  # bytes between two tags, or in one
 SHEET = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 UNREADABLE = "this Excel file cannot be read; open it in a spreadsheet and save it again, or as CSV UTF-8"
@@ -45,7 +45,7 @@ class Workbook:
 
     def __init__(self, data):
         self.archive = zipfile.ZipFile(io.BytesIO(data))
-        self.bytes_left, self.tags_left = MAX_UNPACKED, MAX_TAGS
+        self.bytes_left, self.parts_left = MAX_UNPACKED, MAX_PARTS
         self.parts, self.sheets, self.epoch = {}, [], datetime.datetime(1899, 12, 30)  # noqa: DTZ001 (a spreadsheet has no time zone)
         for name, attributes in self.read_attributes("xl/_rels/workbook.xml.rels"):
             if name == "Relationship":  # of each part, by its id or the last word of its kind
@@ -65,12 +65,15 @@ class Workbook:
         The text is what stands in front of the end tag.
         """
         self.bytes_left -= self.archive.getinfo(part).file_size
+        if self.bytes_left < 0:
+            raise ValidationError(TOO_LARGE)
         tags, texts = [], []
         parser = expat.ParserCreate(namespace_separator="}")
 
         def begin(name, attributes):
             tags.append((name.rpartition("}")[2], attributes, None))
             texts.clear()
+            self.spend(2 + len(attributes))
 
         def end(name):
             tags.append((name.rpartition("}")[2], None, "".join(texts)))
@@ -82,20 +85,22 @@ class Workbook:
         parser.buffer_text = True
         parser.StartElementHandler, parser.EndElementHandler = begin, end
         parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = texts.append, refuse_doctype
-        length = 0
+        length, chunk = 0, b" "
         with self.archive.open(part) as file:
-            while not (self.bytes_left < 0 or self.tags_left < 0):
+            while chunk:
                 chunk = file.read(65536)
                 parser.Parse(chunk, not chunk)
                 length += len(chunk)
                 if length - parser.CurrentByteIndex > MAX_TEXT or sum(map(len, texts)) > MAX_TEXT:
-                    break
-                self.tags_left -= len(tags)
+                    raise ValidationError(TOO_LARGE)
                 yield from tags
                 tags.clear()
-                if not chunk:
-                    return
-        raise ValidationError(TOO_LARGE)
+
+    def spend(self, parts):
+        """Count parts of the XML; raise ValidationError for too many."""
+        self.parts_left -= parts
+        if self.parts_left < 0:
+            raise ValidationError(TOO_LARGE)
 
     def read_attributes(self, part):
         """Yield the name and the attributes of each element of an XML part."""
@@ -152,7 +157,7 @@ class Workbook:
                 value = (value or "") + text
             elif name == "c" and value is not None:
                 gap = max(column - len(cells), 0)
-                self.tags_left -= gap
+                self.spend(gap)
                 cells += [""] * gap
                 cells[column - 1] = self.show_cell(cell.get("t", "n"), int(cell.get("s", 0)), value)
             elif name == "row" and attributes is not None:

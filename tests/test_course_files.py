@@ -545,7 +545,7 @@ BOMBS = {  # of which each is larger than the limits of the test, a thousandth o
 @pytest.mark.parametrize(("xml", "fragment"), BOMBS.values(), ids=BOMBS)
 def test_an_excel_file_that_would_take_too_much_is_refused(monkeypatch, xml, fragment):
     monkeypatch.setattr(excel, "MAX_UNPACKED", 192_000)
-    monkeypatch.setattr(excel, "MAX_TAGS", 8000)
+    monkeypatch.setattr(excel, "MAX_PARTS", 5000)
     monkeypatch.setattr(excel, "MAX_TEXT", 65_536)
     assert fragment in sentence(with_sheet(xml))
 
