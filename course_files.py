@@ -348,8 +348,10 @@ def explain(refusal):
     sentence = refusal.error
     if refusal.code and refusal.subject != KEY:
         sentence = f"{refusal.code}: {sentence}"
-    if refusal.value is None or refusal.fault == "missing":
+    if refusal.value is None or (refusal.subject == KEY and refusal.fault == "missing"):
         return sentence
+    if refusal.fault == "missing":
+        return f"{sentence}; it is empty"
     value = show_value(refusal.value)
     length = f" ({len(value.strip())} characters)" if refusal.fault == "too long" else ""
     return f'{sentence}: "{printable(value, SHOWN)}"{length}'
@@ -465,12 +467,13 @@ def make_report(data, options, reading):
     """
     file, sentences = io.StringIO(newline=""), {refusal.number: explain(refusal) for refusal in reading.invalid}
     writer = csv.writer(file)
-    writer.writerow([reading.unit, "error", *reading.names])
+    old = 2 if reading.names[1:2] == ["error"] else 0  # columns of an earlier report
+    writer.writerow([reading.unit, "error", *reading.names[old:]])
     for number, cells in read_records(data, options).rows:
         if number in sentences:
             if isinstance(cells, dict):
                 cells = [show_value(cells.get(name, "")) for name in reading.names]
             elif not isinstance(cells, list):  # JSON that is no object
                 cells = [show_value(cells)]
-            writer.writerow([number, sentences[number], *cells])
+            writer.writerow([number, sentences[number], *cells[old:]])
     return file.getvalue().encode("utf-8-sig", "replace")

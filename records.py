@@ -150,7 +150,7 @@ def show_readings(data, place, over_http):
             continue
     if not readings:
         return "save it as CSV UTF-8"
-    shown = ", ".join(f'"{text}" in {" and ".join(encodings)}' for text, encodings in readings.items())
+    shown = ", ".join(f'"{text}" in {" or ".join(encodings)}' for text, encodings in readings.items())
     choice = show_encoding(next(iter(readings.values()))[0], over_http)
     return f"it reads {shown}; {choice}, or whichever of them reads right, or save it as CSV UTF-8"
 

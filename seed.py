@@ -107,9 +107,10 @@ def import_courses(file, update, replace, yes, skip_invalid, report, dry_run, ve
         how |= {"dry_run": dry_run, "verbose": verbose}
         stored = course_files.store_courses(reading, progress=progress, before_commit=ignore_ctrl_c, **how)
     except course_files.UploadError as error:
+        print(error, file=sys.stderr)
         print_refusals(reading)
         write_report(report, data, options, reading)
-        raise ValueError(f"{error}. {suggest(reading)}") from None
+        raise ValueError(f"nothing was stored; {suggest(reading, options)}") from None
     except KeyboardInterrupt:
         raise ValueError("interrupted; nothing was stored") from None
     if not stored:
@@ -152,13 +153,15 @@ def print_refusals(reading):
         print(f"{reading.unit} {refusal.number}: {course_files.explain(refusal)}", file=sys.stderr)
 
 
-def suggest(reading):
+def suggest(reading, options):
     """Return what to do about the refused records of a file."""
-    faults = {refusal.fault for refusal in reading.invalid}
-    steps = ["add --repeats first or --repeats join"] if "repeated" in faults else []
-    steps += ["add --update to change the courses that exist"] if "taken" in faults else []
-    steps.append("add --skip-invalid to leave them out, with --report bad.csv to correct them later")
-    return f"Correct the file, or {join_words(steps, 'or')}."
+    faults, steps = {refusal.fault for refusal in reading.invalid}, []
+    if "repeated" in faults and options.repeats == "refuse":
+        steps.append("--repeats first (or join) to make one course of each code")
+    if "taken" in faults:
+        steps.append("--update to change the courses that exist")
+    steps.append("--skip-invalid to leave these rows out, with --report bad.csv to correct them later")
+    return f"correct the file, or add {join_words(steps, 'or')}"
 
 
 def write_report(path, data, options, reading):
@@ -176,14 +179,14 @@ def describe_import(reading, stored, dry_run):
     parts += [f"{stored.unchanged:,} unchanged"] if stored.unchanged else []
     lines = [", ".join(parts) + ("; nothing was stored." if dry_run else ".")]
     if reading.repeated:
-        lines.append(f"{count(reading.repeated, reading.unit).capitalize()} repeated a course, and counted once.")
+        lines.append(f"{count(reading.repeated, reading.unit)} repeated an earlier code, and counted once.")
     if reading.invalid:
         refused = f"Left out {count(len(reading.invalid), reading.unit)}"
         lines.append(f"{refused}: {course_files.summarize(reading.invalid)}.")
     if dry_run:
         columns = (f"{field} from {' and '.join(names)}" for field, names in reading.columns.items())
         lines.append(f"Columns: {', '.join(columns)}.")
-        lines += [f"  {', '.join(map(str, course.values()))}" for course in list(reading.courses.values())[:3]]
+        lines += [f"  {' | '.join(map(str, course.values()))}" for course in list(reading.courses.values())[:3]]
     lines += [describe_change(*change) for change in stored.changes or ()]
     return "\n".join(lines + [f"Check the code: {twin}." for twin in reading.twins])
 

@@ -257,7 +257,7 @@ def test_a_bad_record_gets_its_value_its_length_and_its_code():
         (5, "", "course code must be provided"),
         (7, "G 6", f'G 6: name must be 1 to 120 characters, {rule}: "two\\nlines"'),
         (9, "", "there are more cells than columns; put quotes around a cell that has a separator"),
-        (10, "G 8", f"G 8: name must be 1 to 120 characters, {rule}"),
+        (10, "G 8", f"G 8: name must be 1 to 120 characters, {rule}; it is empty"),
     ]
     expected = "1 code not allowed, 1 name too long, 1 code missing, 1 name not allowed, 1 row with too many cells"
     assert summarize(reading.invalid) == f"{expected}, 1 name missing"
@@ -289,7 +289,9 @@ def test_a_report_can_be_corrected_and_imported():
     assert header == ["line", "error", "code", "name", "instructor", "room"]
     assert [row[0] for row in rows] == ["3", "4", "5", "7", "9", "10"]
     assert rows[0][2:] == ["G/2", "Minerals", "", "B2"] and rows[4][2:] == ["G 7", "a", "b", "c", "d"]
-    assert [course["code"] for course in read(report(BAD).replace("G/2", "G 2")).courses.values()] == ["G 2"]
+    corrected = report(BAD).replace("G/2", "G 2")
+    assert [course["code"] for course in read(corrected).courses.values()] == ["G 2"]
+    assert report(corrected).splitlines()[0] == "line,error,code,name,instructor,room"
 
 
 def test_a_report_has_the_keys_of_json():

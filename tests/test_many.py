@@ -60,7 +60,7 @@ def test_csv_that_cannot_be_read_is_refused_with_what_was_found(client):
 @pytest.mark.parametrize("query", ["", "?update=true"])
 def test_every_bad_row_of_json_is_named_and_none_is_stored(client, query):
     rows = [NEW, {}, 5, NEW | {"name": ""}, NEW | {"instructor": 5}, {"code": "B"}, NEW | CHANGE]
-    errors = [CODE_MISSING, "a course must be an object", f"CSE225: {NAME_RULE}"]
+    errors = [CODE_MISSING, "a course must be an object", f"CSE225: {NAME_RULE}; it is empty"]
     errors += ['CSE225: instructor must be a string: "5"', "B: Course name must be provided"]
     errors.append("Course code CSE225 repeats row 1 with another name and instructor")
     check_refused(client, client.post_json(f"/courses{query}", rows, status=400), list(enumerate(errors, 2)))
@@ -68,7 +68,7 @@ def test_every_bad_row_of_json_is_named_and_none_is_stored(client, query):
 
 def test_a_bad_row_of_csv_is_named_by_the_line_on_which_it_begins(client):
     text = 'Code,Name,Instructor\n\n"A","two\nlines",\n,,\nCSE115,a,\nB,,\nB,b,\n'
-    errors = [(3, f'A: {NAME_RULE}: "two\\nlines"'), (6, TAKEN), (7, f"B: {NAME_RULE}")]
+    errors = [(3, f'A: {NAME_RULE}: "two\\nlines"'), (6, TAKEN), (7, f"B: {NAME_RULE}; it is empty")]
     check_refused(client, post_csv(client, text, status=400), errors)
 
 
@@ -143,7 +143,7 @@ COLUMNS = "code=Dept&code=Number&name=Title"
 def test_columns_can_be_chosen_and_good_rows_stored_without_the_others(client):
     error = post_csv(client, DRAWING, 400).json["error"]
     assert error.endswith("perhaps with ?code=Dept&code=Number&name=Title")
-    errors = [{"row": 3, "error": f"ART 210: {NAME_RULE}"}]
+    errors = [{"row": 3, "error": f"ART 210: {NAME_RULE}; it is empty"}]
     assert post_csv(client, DRAWING, 400, f"/courses?{COLUMNS}").json["rows"] == errors
     counts = {"created": 1, "repeated": 1, "refused": 1, "rows": errors}
     assert post_csv(client, DRAWING, path=f"/courses?{COLUMNS}&skip_invalid=true").json == counts

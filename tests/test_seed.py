@@ -224,15 +224,16 @@ def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
     done = command("import", "-", stdin=text)
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
-    assert lines[0] == f"line 4: B: {NAME_RULE}"
-    assert lines[1] == "line 5: Course code A repeats line 3 with another name and instructor"
-    assert lines[103].startswith(
-        "nothing was stored; 103 rows were refused: 102 names missing, 1 code repeated. Correct"
-    )
-    assert "--repeats" in lines[103] and "--skip-invalid" in lines[103] and lines[104:] == []
+    assert lines[0] == "nothing was stored; 103 rows were refused: 102 names missing, 1 code repeated"
+    assert lines[1] == f"line 4: B: {NAME_RULE}; it is empty"
+    assert lines[2] == "line 5: Course code A repeats line 3 with another name and instructor"
+    assert lines[104].startswith("nothing was stored; correct the file, or add --repeats first (or join) to ")
+    assert "--skip-invalid" in lines[104] and lines[105:] == []
     done = command("import", "-", stdin='[{"code": "A", "name": "a", "instructor": "a"}, 5]')
-    end = "nothing was stored; 1 row was refused: 1 row without fields. Correct the file, or add --skip-invalid"
-    assert done.stderr.startswith(f"row 2: a course must be an object\n{end}")
+    assert done.stderr.splitlines()[:2] == [
+        "nothing was stored; 1 row was refused: 1 row without fields",
+        "row 2: a course must be an object",
+    ]
     assert Course.get_all_courses() == before
 
 
@@ -260,10 +261,10 @@ def test_columns_can_be_chosen_and_good_rows_stored_without_the_others(command, 
     done = command("import", "-", *COLUMNS, "--skip-invalid", "--report", "bad.csv", stdin=DRAWING)
     assert done.stdout.splitlines()[:3] == [
         "Added 1 course.",
-        "1 line repeated a course, and counted once.",
+        "1 line repeated an earlier code, and counted once.",
         "Left out 1 line: 1 name missing.",
     ]
-    assert done.stderr.splitlines() == [f"line 3: ART 210: {NAME_RULE}", "Wrote 1 refused row to bad.csv."]
+    assert done.stderr.splitlines() == [f"line 3: ART 210: {NAME_RULE}; it is empty", "Wrote 1 refused row to bad.csv."]
     report = (tmp_path / "bad.csv").read_text("utf-8-sig")
     assert report.splitlines()[1].endswith(",ART,210,,B2")
     (tmp_path / "good.csv").write_text(report.replace("210,,", "210,Painting,"))
@@ -277,7 +278,7 @@ def test_a_taken_code_is_left_out_too(command, tmp_path):
     assert done.stdout.splitlines()[:2] == ["Added 1 course.", "Left out 1 line: 1 code taken."]
     assert (tmp_path / "bad.csv").read_text("utf-8-sig").splitlines()[1].endswith("already,CSE115,Basics")
     assert Course.get_course("CSE115")["name"] == CSE115["name"]
-    assert "add --update to change" in command("import", "-", stdin=text).stderr
+    assert "--update to change" in command("import", "-", stdin=text).stderr
 
 
 def test_a_dry_run_shows_columns_courses_and_changes(command):
@@ -287,8 +288,8 @@ def test_a_dry_run_shows_columns_courses_and_changes(command):
     assert done.stdout.splitlines()[:-1] == [
         "Would add 1 course, update 1, delete 1; nothing was stored.",
         "Columns: code from Nr, name from name.",
-        "  CSE115, Basics",
-        "  CSE 115, Twin",
+        "  CSE115 | Basics",
+        "  CSE 115 | Twin",
         f"~ CSE115: name {CSE115['name']!r} -> 'Basics'",
         "+ " + " | ".join(map(str, (models.NEW | course("CSE 115", "Twin", "")).values())),
         "- " + " | ".join(map(str, CSE465.values())),
