@@ -382,30 +382,30 @@ def store_courses(reading, *, update=False, replace=False, skip_invalid=False, *
     were refused. Twins and taken codes are added to the reading.
     """
     courses, keep = list(reading.courses.values()), [refusal.code for refusal in reading.invalid]
+    codes, update = [course[KEY] for course in courses], update or replace
     if replace and not courses:
         raise ValidationError("there are no courses in it; an empty list would delete the whole catalogue")
-    update, skip = update or replace, skip_invalid and not (update or replace)
-    stored = None
-    if skip_invalid or not reading.invalid:
-        reading.twins = find_twins([course[KEY] for course in courses], Course.find_codes())
-        try:
-            stored = Course.store_courses(courses, update=update, skip=skip, replace=replace, keep=keep, **how)
-            taken = stored.taken if stored else []
-        except peewee.IntegrityError as error:
-            if update or not db.is_duplicate(error, "courses", KEY):
-                raise
-            taken = Course.find_codes([course[KEY] for course in courses])
-    else:
-        taken = [] if update else Course.find_codes([course[KEY] for course in courses])
-    refuse_taken(reading, {*taken})
     if reading.invalid and not skip_invalid:
+        refuse_taken(reading, [] if update else Course.find_codes(codes))
         raise UploadError(reading.invalid)
+    reading.twins = find_twins(codes, Course.find_codes())
+    try:
+        stored = Course.store_courses(
+            courses, update=update, replace=replace, skip=skip_invalid and not update, keep=keep, **how
+        )
+    except peewee.IntegrityError as error:
+        if update or not db.is_duplicate(error, "courses", KEY):
+            raise
+        refuse_taken(reading, Course.find_codes(codes))
+        raise UploadError(reading.invalid) from None
+    refuse_taken(reading, stored.taken if stored else [])
     return stored
 
 
 def refuse_taken(reading, codes):
     """Move the courses whose codes exist to the refused records."""
-    for number in [number for number, course in reading.courses.items() if codes and course[KEY] in codes]:
+    taken = {*codes}
+    for number in [number for number, course in reading.courses.items() if taken and course[KEY] in taken]:
         code = reading.courses.pop(number)[KEY]
         error = f"Course code {code} is in the courses already"
         reading.invalid.append(Refusal(number, error, KEY, "taken", None, code))

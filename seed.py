@@ -129,14 +129,14 @@ def read_file(path):
 
 
 def confirm_deletion(reading, yes, **how):
-    """Ask before more than a tenth of the courses are deleted; return the list that was asked about, as JSON.
+    """Ask before more than a tenth of the courses are deleted, unless `yes`; return the list asked about, as JSON.
 
     Raises ValueError for another answer than yes, or if there is no terminal to ask at.
     """
+    if yes:
+        return None
     _, old, _ = Course.get_page()
-    stored = course_files.store_courses(reading, old=old, dry_run=True, **how)
-    if not stored or yes:
-        return old
+    stored = course_files.store_courses(reading, dry_run=True, **how)
     total = stored.updated + stored.unchanged + stored.deleted
     if stored.deleted * 10 > total:
         warning = f"This deletes {stored.deleted:,} of {count(total, 'course')}"

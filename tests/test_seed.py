@@ -329,7 +329,7 @@ def test_a_change_while_a_replacement_waits_for_an_answer_is_not_lost(command, m
         return old
 
     monkeypatch.setattr(seed, "confirm_deletion", interfere)
-    error = fail(command("import", "-", "--replace", "--yes", stdin="code,name\nA,a\n"))
+    error = fail(command("import", "-", "--replace", stdin=make_csv(CSE115, CSE465)))
     assert "somebody else has changed the courses" in error
     assert len(Course.get_all_courses()) == 3
 
