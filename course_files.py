@@ -352,9 +352,9 @@ def explain(refusal):
         return sentence
     if refusal.fault == "missing":
         return f"{sentence}; it is empty"
-    value = show_value(refusal.value)
-    length = f" ({len(value.strip())} characters)" if refusal.fault == "too long" else ""
-    return f'{sentence}: "{printable(value, SHOWN)}"{length}'
+    value = printable(show_value(refusal.value), SHOWN)
+    length = f" ({len(refusal.value.strip())} characters)" if refusal.fault == "too long" else ""
+    return f'{sentence}: "{value}"{length}' if isinstance(refusal.value, str) else f"{sentence}: {value}"
 
 
 def show_value(value):
@@ -383,6 +383,7 @@ def store_courses(reading, *, update=False, replace=False, skip_invalid=False, *
     """
     courses, keep = list(reading.courses.values()), [refusal.code for refusal in reading.invalid]
     codes, update = [course[KEY] for course in courses], update or replace
+    skip = skip_invalid and not update
     if replace and not courses:
         raise ValidationError("there are no courses in it; an empty list would delete the whole catalogue")
     if reading.invalid and not skip_invalid:
@@ -390,9 +391,7 @@ def store_courses(reading, *, update=False, replace=False, skip_invalid=False, *
         raise UploadError(reading.invalid)
     reading.twins = find_twins(codes, Course.find_codes())
     try:
-        stored = Course.store_courses(
-            courses, update=update, replace=replace, skip=skip_invalid and not update, keep=keep, **how
-        )
+        stored = Course.store_courses(courses, update=update, replace=replace, skip=skip, keep=keep, **how)
     except peewee.IntegrityError as error:
         if update or not db.is_duplicate(error, "courses", KEY):
             raise

@@ -298,9 +298,10 @@ def read_json(text, options):
         if len(arrays) == 1:
             rows = document[arrays[0]]
         elif arrays or nested or not options.over_http:  # over HTTP, an object without a code is a bad course
+            has = f"has the arrays {list_names(arrays)}" if arrays else f"has no arrays, but {list_names(document)}"
+            has = has if document else "is empty"
             raise ValidationError(
-                "the JSON must be an array of courses, or an object with exactly one array; it is an object with "
-                f"{list_names(arrays) or 'no'} array{'s' * (len(arrays) != 1)}, and with {list_names(document)}"
+                f"the JSON must be an array of courses, or an object with exactly one array; it is an object that {has}"
             )
     if isinstance(rows, list):
         check_size(len(rows), options)

@@ -273,7 +273,7 @@ def test_json_that_is_no_course_is_named_by_its_row():
     assert errors(read(json.dumps(rows))) == [
         (2, "", "course code must be provided"),
         (3, "", "a course must be an object"),
-        (4, "B", 'B: name must be a string: "5"'),
+        (4, "B", "B: name must be a string: 5"),
         (5, "C", "C: Course name must be provided"),
         (6, "", "a course must be an object"),
     ]
@@ -397,8 +397,11 @@ KINDS = {
     "UTF-16 without a mark": ("code,name\n".encode("utf-16-le"), ["--encoding utf-16"]),
     "JSON that is cut": ('[\n{"code": "A"},\n{"code"', ["line 3 is not JSON"]),
     "NDJSON that is cut": ('{"code": "A", "name": "a"}\n{"code": "B"\n', ["line 2 is not JSON"]),
-    "JSON of two arrays": ('{"a": [], "b": []}', ["exactly one array", "a, b"]),
-    "JSON of objects by code": ('{"A": {"name": "a"}, "B": {"name": "b"}}', ["array of courses", "no arrays", "A, B"]),
+    "JSON of two arrays": ('{"a": [], "b": []}', ["exactly one array", "has the arrays a, b"]),
+    "JSON of objects by code": (
+        '{"A": {"name": "a"}, "B": {"name": "b"}}',
+        ["array of courses", "has no arrays, but A, B"],
+    ),
 }
 
 
