@@ -144,7 +144,8 @@ def explain_missing(records, missing, options):
             return f"{first}; {better}: delete what stands above it, or use {header}"
     if records.typed or suggest_columns(records.names):
         choose = f"; choose them, perhaps with {choice}" if likely else ""
-        return f"there is no {kind} {' or '.join(missing)}; the {kind}s are {found}{choose}"
+        lacking = " or ".join(printable(name, SHOWN) for name in missing)
+        return f"there is no {kind} {lacking}; the {kind}s are {found}{choose}"
     header = show_options(options.over_http, header=[join_header([*REQUIRED, "", *(FIELDS.keys() - REQUIRED)])])
     no_names = f"if the file has no names, use {header}, with nothing for what you leave out"
     return f"{first}; if these are their names, choose some with {choice}; {no_names}"

@@ -400,7 +400,7 @@ KINDS = {
     "JSON of two arrays": ('{"a": [], "b": []}', ["exactly one array", "has the arrays a, b"]),
     "JSON of objects by code": (
         '{"A": {"name": "a"}, "B": {"name": "b"}}',
-        ["array of courses", "has no arrays, but A, B"],
+        ["array of courses", "no arrays, but A, B"],
     ),
 }
 
