@@ -146,7 +146,8 @@ def explain_missing(records, missing, options):
         choose = f"; choose them, perhaps with {choice}" if likely else ""
         lacking = " or ".join(printable(name, SHOWN) for name in missing)
         return f"there is no {kind} {lacking}; the {kind}s are {found}{choose}"
-    header = show_options(options.over_http, header=[join_header([*REQUIRED, "", *(FIELDS.keys() - REQUIRED)])])
+    others = [name for name in FIELDS if name not in REQUIRED]
+    header = show_options(options.over_http, header=[join_header([*REQUIRED, "", *others])])
     no_names = f"if the file has no names, use {header}, with nothing for what you leave out"
     return f"{first}; if these are their names, choose some with {choice}; {no_names}"
 

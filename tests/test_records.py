@@ -7,11 +7,11 @@ import io
 
 import hypothesis
 import pytest
+from catalogue import REQUIRED
 from hypothesis import strategies
 
 from course_files import make_options, read_courses
 from fields import ValidationError
-from models import FIELDS
 from records import read_records
 
 
@@ -20,7 +20,7 @@ def read(data, encoding=""):
     data = data if isinstance(data, bytes) else data.encode()
     found = read_records(data, make_options({"encoding": encoding}))
     names = [name.strip().lower() for name in found.names]
-    places = [names.index(name) for name in FIELDS]
+    places = [names.index(name) for name in REQUIRED]
     return {line: tuple(cells[place].strip() for place in places if place < len(cells)) for line, cells in found.rows}
 
 
@@ -50,7 +50,7 @@ def test_the_shapes_that_spreadsheets_write_are_read(text, rows):
 
 
 REFUSED = {
-    "a title": ('"Course list\n2026";;\nCode;Name;Instructor\n', "", ["Course list", *FIELDS]),
+    "a title": ('"Course list\n2026";;\nCode;Name;Instructor\n', "", ["Course list", *REQUIRED]),
     "a column that is missing": ("code,title,instructor\nA,a,a\n", "", ["code, title, instructor", "name"]),
     "a column named twice": ("code,name,instructor,code\nA,a,a,Z\n", "", ["column code", "twice"]),
     "a column named twice in other letters": ("Code,Name,Instructor, NAME\nA,a,a,Z\n", "", ["column name", "twice"]),
@@ -134,7 +134,7 @@ def test_files_of_every_kind_are_read_to_the_letter(made):
     writer = csv.writer(file, delimiter=made["separator"], lineterminator=made["ending"], quoting=made["quoting"])
     if made["sep_line"]:
         file.write(f"sep={made['separator']}{made['ending']}")
-    names = [made["case"](name) for name in (*FIELDS, "note")]
+    names = [made["case"](name) for name in (*REQUIRED, "note")]
     writer.writerow([names[column] for column in made["columns"]] + [""] * made["trailing"])
     expected = {}
     for course, blank in zip([*made["courses"], None], made["blank"], strict=False):
