@@ -36,9 +36,10 @@ import settings
 from database import db
 from fields import Text, ValidationError, WholeNumber, to_nfc
 from models import CHANGEABLE, FIELDS, KEY_PREFIX, SORTS, ApiKey, Course, Cursor, User, Writer, join_words
+from records import CSV, JSON, NDJSON, XLSX
 
 VERSION = "3.0.0"
-JSON, CSV, FORM = "application/json", "text/csv", "application/x-www-form-urlencoded"
+FORM = "application/x-www-form-urlencoded"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396: members that are given replace the course's
 FILTERS = [name for name, field in FIELDS.items() if field.filter]
 log = logging.getLogger("course_api")
@@ -54,6 +55,7 @@ app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route
 FORMATS = {  # of each format of a list: its media type, and the function that makes it of a JSON array
     "json": (JSON, b'{"courses": %b}'.__mod__),
     "csv": ("text/csv; charset=utf-8; header=present", course_files.make_csv),
+    "xlsx": (XLSX, course_files.make_xlsx),
 }
 
 
@@ -76,20 +78,34 @@ def get_course(code):
     return conditional_response(load_course(code))
 
 
-@app.post(["/courses", "/courses/"], parameters=["update"])
-def add_courses(by, update=False):
-    """Add one course, or many, all or none, from JSON or CSV; with `update`, change those that exist."""
+UPLOAD = ["header", "repeats", "sheet", "skip_invalid", "dry_run"]  # besides the fields, which name their columns
+
+
+@app.post(["/courses", "/courses/"], columns=[*FIELDS], parameters=["update", *UPLOAD])
+def add_courses(by, update=False, skip_invalid=False, dry_run=False, **options):
+    """Add one course, or many, all or none, from a list in a file; with `update`, change those that exist."""
     if "HTTP_IF_MATCH" in request.environ:
         raise HTTPError(400, "If-Match has no meaning here; leave it out, or send it with PUT or PATCH to a course")
-    rows, unit = parse_upload(*read_body(JSON, CSV))
-    if unit == "course" and not update:
-        return add_course(rows[1], by)
-    counts = Course.add_courses(rows, update, unit, by)
-    if not counts:
+    reading = read_upload(options)
+    if reading.unit == "course" and not (update or skip_invalid or dry_run or options):
+        return add_course(reading.document, by)
+    options = {"update": update, "skip_invalid": skip_invalid, "dry_run": dry_run}
+    stored = course_files.store_courses(reading, by=by, **options)
+    if not stored:
         raise role_error(by) or role_changed()
-    created, updated, _ = counts
-    response.status = 200 if update else 201
-    return msgspec.json.encode({"created": created} | ({"updated": updated} if update else {}))
+    response.status = 200 if update or dry_run else 201
+    return describe_upload(reading, stored, ["created", "updated"] if update else ["created"], dry_run)
+
+
+@app.put(["/courses", "/courses/"], columns=[*FIELDS], parameters=UPLOAD)
+def replace_courses(by, skip_invalid=False, dry_run=False, **options):
+    """Make a list in a file the whole catalogue: add, change and delete courses, all or none."""
+    reading, old = read_upload(options), load_list_for_conditions()
+    options = {"replace": True, "skip_invalid": skip_invalid, "dry_run": dry_run}
+    stored = course_files.store_courses(reading, by=by, old=old, **options)
+    if not stored:
+        raise role_error(by) or (HTTPError(412, LIST_CHANGED) if old else role_changed())
+    return describe_upload(reading, stored, ["created", "updated", "deleted", "unchanged"], dry_run)
 
 
 def add_course(document, by):
@@ -494,6 +510,11 @@ def make_filter(field):
     return field.parse, field.rule
 
 
+def parse_flag(text):
+    """Return the value of a parameter that is true or false; raise ValueError for any other text."""
+    return one_of("false", "true")(text.lower()) == "true"
+
+
 PARAMETERS = {  # of each query parameter: a function that returns its value or raises ValueError, and the rule in words
     "q": (TEXT.parse, TEXT.rule),
     "prefix": (parse_prefix, PREFIX.rule),
@@ -503,7 +524,10 @@ PARAMETERS = {  # of each query parameter: a function that returns its value or 
     "offset": (WholeNumber(0, 10**12).parse, "a whole number, 0 or more"),
     "after": (Cursor.parse, "copied from the link to the next page"),
     "format": (one_of(*FORMATS), join_words(FORMATS, "or")),
-    "update": (lambda text: one_of("false", "true")(text.lower()) == "true", "true or false"),
+    "header": (str, "the names of the columns, separated by commas"),
+    "repeats": (one_of(*course_files.REPEATS), join_words(course_files.REPEATS, "or")),
+    "sheet": (str, "the title of a sheet"),
+    **dict.fromkeys(("update", "skip_invalid", "dry_run"), (parse_flag, "true or false")),
 }
 
 
@@ -515,21 +539,29 @@ class QueryPlugin:
     def apply(self, callback, route):
         if route.config.get("public"):
             return callback
-        known = route.config.get("parameters", ())
+        known, columns = route.config.get("parameters", ()), route.config.get("columns", ())
 
         def wrapper(**arguments):
             if request.environ.get("QUERY_STRING"):
-                arguments |= parse_query(known)
+                arguments |= parse_query(known, columns)
             return callback(**arguments)
 
         return wrapper
 
 
-def parse_query(known):
-    """Return the query's parameters that are not blank; raise 400 for an unknown, repeated or invalid one."""
+def parse_query(known, columns):
+    """Return the query's parameters that are not blank; raise 400 for an unknown, repeated or invalid one.
+
+    Those that name `columns` may be repeated, and are lists.
+    """
     params = {}
     for name, text in decode_query():
+        if name in columns:
+            if text.strip():
+                params.setdefault(name, []).append(text)
+            continue
         if name not in known:
+            known = [*columns, *known]
             use = f"use {', '.join(known)}" if known else "this path takes none but token"
             raise HTTPError(400, f"there is no parameter {name}; {use}")
         if name in params:
@@ -680,28 +712,17 @@ def normalize(code):
     return to_nfc(code.strip(), FIELDS["code"].maximum) if isinstance(code, str) else code
 
 
-def parse_upload(content_type, body):
-    """Return the rows of an upload by number, and what the numbers count: lines, rows, or just one course."""
-    if content_type == CSV:
-        _, _, charset = request.content_type.partition("charset=")
-        text = course_files.decode_text(body, charset.partition(";")[0].strip(' "'))
-        return course_files.read_csv(text, MAX_ROWS), "line"
-    too_many = HTTPError(400, f"there are more than {MAX_ROWS} rows; send them in several requests")
-    if body.count(b"[") + body.count(b"{") > 4 * MAX_ROWS:  # decoded, so many would take seconds and 500 MiB
-        raise too_many
-    document = decode_json(body)
-    if isinstance(document, dict) and isinstance(document.get("courses"), list):  # as GET /courses returns it
-        document = document["courses"]
-    if not isinstance(document, list):
-        return {1: document}, "course"
-    if len(document) > MAX_ROWS:
-        raise too_many
-    return dict(enumerate(document, 1)), "row"
+def read_upload(options):
+    """Return the course_files.Reading of the body, read with the options of the query."""
+    _, body = read_body(JSON, CSV, NDJSON, XLSX)
+    options = course_files.make_options(options, over_http=True, max_rows=MAX_ROWS)
+    return course_files.read_courses(body, options, request.content_type)
 
 
 # -- Conditions and responses ------------------------------------------------------------------------------------------
 
 CHANGED = "the course has changed; GET it again, and send its new ETag in If-Match"
+LIST_CHANGED = "the list has changed; GET /courses again, and send its new ETag in If-Match"
 EXISTS = "the course exists, and If-None-Match names it; leave out that header to change it"
 
 
@@ -731,6 +752,21 @@ def load_course(code):
     if not course:
         raise unknown_code()
     return course
+
+
+def load_list_for_conditions():
+    """Return the list, as JSON, that met the conditions, as load_for_conditions() does. Its ETag is of JSON or CSV."""
+    if_match = request.environ.get("HTTP_IF_MATCH", "*")
+    if_none_match = request.environ.get("HTTP_IF_NONE_MATCH", "")
+    if (if_match, if_none_match) == ("*", ""):
+        return None
+    _, courses, _ = Course.get_page()
+    etags = [make_etag(make_list(courses)), make_etag(course_files.make_csv(courses))]
+    if any(matches(if_none_match, etag) for etag in etags):
+        raise HTTPError(412, EXISTS)
+    if not any(matches(if_match, etag) for etag in etags):
+        raise HTTPError(412, LIST_CHANGED)
+    return courses
 
 
 def load_for_conditions(code):
@@ -785,6 +821,32 @@ def refused_write(by, old):
 def unknown_code():
     """Return the error for a code of no course: 400 to DELETE, as the tutorial has it, else 404."""
     return HTTPError(400 if request.method == "DELETE" else 404, "Course code is not found in the courses")
+
+
+def make_list(courses):
+    """Return the body of a list, given its courses as JSON."""
+    return b'{"courses": %b}' % courses
+
+
+def describe_upload(reading, stored, counts, dry_run):
+    """Return the JSON that says what an upload did, or would have done, and what was refused or looks wrong."""
+    document = {count: getattr(stored, count) for count in counts}
+    if reading.repeated:
+        document["repeated"] = reading.repeated
+    if reading.invalid:
+        document |= {"refused": len(reading.invalid), "rows": describe_rows(reading.invalid)}
+    if reading.twins:
+        document["twins"] = reading.twins[:MAX_ERRORS]
+    if dry_run:
+        document |= {"columns": reading.columns, "courses": list(reading.courses.values())[:3]}
+    return msgspec.json.encode(document)
+
+
+def describe_rows(refusals):
+    """Return the first refused records of an upload, each with its number and what is wrong."""
+    return [
+        {"row": refusal.number, "error": course_files.explain(refusal)} for refusal in sorted(refusals)[:MAX_ERRORS]
+    ]
 
 
 def empty_response(status, path):
@@ -894,9 +956,11 @@ def handle_exceptions(callback):
             return callback(**arguments)
         except HTTPResponse:
             raise
-        except models.UploadError as error:
-            rows = [{"row": number, "error": message} for number, message in error.rows[:MAX_ERRORS]]
-            raise HTTPError(409 if error.conflict else 400, {"error": str(error), "rows": rows}) from None
+        except course_files.UploadError as error:
+            left_out = len(error.refusals) - MAX_ERRORS
+            more = f"; rows has the first {MAX_ERRORS}, and leaves out {left_out:,}" if left_out > 0 else ""
+            body = {"error": f"{error}{more}", "rows": describe_rows(error.refusals)}
+            raise HTTPError(409 if error.conflict else 400, body) from None
         except ValidationError as error:
             raise HTTPError(400, str(error)) from None
         except limits.errors.StorageError as error:

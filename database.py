@@ -76,6 +76,7 @@ class SQLite(peewee.SqliteDatabase):
     match, any_text, escape = "GLOB", "*", staticmethod(glob.escape)  # finds any text by a pattern
     reads_by_id = True  # a full scan returns rows in the order of their ids
     row_lock = share_lock = ""  # a transaction that writes has locked everything
+    table_lock = "SELECT 1"
     migration_lock = "SELECT 1"
     read_mark, write_mark = "PRAGMA user_version", "PRAGMA user_version = {}"
     for_request = contextlib.nullcontext
@@ -346,6 +347,7 @@ class PostgreSQL(ServerPool, PooledPostgresqlDatabase, ResolvedPostgreSQL):
     json_object, json_array, json_type = "json_build_object", "json_agg", "TEXT"
     like = "ILIKE"
     match, any_text, escape = "~", "", staticmethod(re.escape)
+    table_lock = "LOCK TABLE {} IN EXCLUSIVE MODE"  # others can only read until the transaction ends
     migration_lock = "SELECT pg_advisory_xact_lock(5000)"
     scrub_sql = "VACUUM FULL users"
     read_mark = "SELECT obj_description('users'::regclass)"
@@ -395,6 +397,7 @@ class MariaDB(ServerPool, PooledMySQLDatabase, ResolvedMariaDB):
     json_object, json_array, json_type = "JSON_OBJECT", "JSON_ARRAYAGG", "CHAR"
     like = ""
     match, any_text, escape = "REGEXP", "", staticmethod(re.escape)
+    table_lock = "SELECT COUNT(*) FROM {} FOR UPDATE"  # locks all rows, and the gaps between them
     migration_lock = "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)"  # held until the connection closes
     scrub_sql = "OPTIMIZE TABLE users"
     read_mark = (

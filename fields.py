@@ -27,18 +27,36 @@ class Text(peewee.CharField):
 
     A field with a `default` may be left out of requests. `label` is what sentences call the field. The `key`
     identifies a row, also in a URL, so it has no "/" and is not only dots, which clients resolve themselves
-    (RFC 3986 §5.2.4). With `filter`, lists can be filtered by the whole text.
+    (RFC 3986 §5.2.4). With `filter`, lists can be filtered by the whole text. `separator` joins the columns of a file
+    that make up one value; unless it is a blank, the value is a list, which repeated courses can extend.
     """
 
     name = "the text"  # until Peewee gives a column its name
 
-    def __init__(self, minimum, maximum, default=None, *, label="", key=False, filter=False, unique=False):  # noqa: A002
+    def __init__(
+        self,
+        minimum,
+        maximum,
+        default=None,
+        *,
+        label="",
+        key=False,
+        filter=False,  # noqa: A002
+        unique=False,
+        separator=" ",
+    ):
         super().__init__(maximum, default=default, unique=key or unique)
+        self.separator = separator
         self.minimum, self.maximum, self.label, self.key, self.filter = minimum, maximum, label, key, filter
         allowed = rf"(?!\.+$)[^/{CONTROL}]" if key else f"[^{CONTROL}]"
         self.pattern = re.compile(f"{allowed}{{{minimum},{maximum}}}")
         limits = "not only dots, with no / or control characters" if key else "with no control characters"
         self.rule = f"{minimum} to {maximum} characters, {limits}"
+
+    @property
+    def required(self):
+        """Whether each course of a file must give it."""
+        return self.default is None and self.minimum > 0
 
     def clean(self, value):
         """Return the value, trimmed and in NFC; raise ValidationError if it breaks the rule."""
@@ -59,12 +77,17 @@ class Text(peewee.CharField):
 class WholeNumber(peewee.BigIntegerField):
     """A whole number from `minimum` to `maximum`, by which lists can be filtered. `default`, `label`: see Text."""
 
-    name, key, filter = "the number", False, True
+    name, key, filter, separator = "the number", False, True, " "
 
     def __init__(self, minimum, maximum, default=None, *, label=""):
         super().__init__(default=default)
         self.minimum, self.maximum, self.label = minimum, maximum, label
         self.rule = f"a whole number from {minimum} to {maximum}"
+
+    @property
+    def required(self):
+        """Whether each course of a file must give it."""
+        return self.default is None
 
     def clean(self, value):
         """Return the value as an int, 3.0 as well (JSON Schema); raise ValidationError if it breaks the rule."""

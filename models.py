@@ -12,6 +12,7 @@ From a Python prompt, after `python seed.py`:
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import re
@@ -34,13 +35,23 @@ split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
 
-class UploadError(ValidationError):
-    """A refused upload: `rows` pairs each bad row's number with its error; `conflict` if all are taken codes."""
+@dataclasses.dataclass
+class Stored:
+    """What an upload did to the courses, or would have done."""
 
-    def __init__(self, invalid, duplicates):
-        self.rows, self.conflict = sorted(invalid + duplicates), not invalid
-        were = "row was" if len(self.rows) == 1 else "rows were"
-        super().__init__(f"nothing was stored; {len(self.rows)} {were} refused")
+    created: int = 0
+    updated: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    taken: list = dataclasses.field(default_factory=list)  # codes that were left as they are, since they exist
+    changes: list | None = None  # if asked for: pairs of each course before and after, None if there is none
+
+    def note(self, before, after):
+        """Count a course, as a dict or None before and after."""
+        kind = "created" if not before else "deleted" if not after else "updated" if before != after else "unchanged"
+        setattr(self, kind, getattr(self, kind) + 1)
+        if self.changes is not None and kind != "unchanged":
+            self.changes.append((before, after))
 
 
 class Course(db.Model):
@@ -48,7 +59,7 @@ class Course(db.Model):
 
     code = Text(1, 20, key=True, label="course code")
     name = Text(1, 120, label="Course name")
-    instructor = Text(0, 120, label="instructor's name", filter=True)
+    instructor = Text(0, 120, label="instructor's name", filter=True, separator="; ")
 
     class Meta:
         table_name = "courses"
@@ -170,55 +181,81 @@ class Course(db.Model):
         return total, b"[%b]" % b",".join(rows[:limit]), Cursor(sort, last["id"], last[column])
 
     @classmethod
-    def add_courses(
-        cls, rows, update=False, unit="row", by=None, dry_run=False, progress=iter, before_commit=lambda: None
-    ):
-        """Add courses, all or none; return how many were added, updated and unchanged, or None if `by` may not write.
-
-        `rows` maps each row's number, which counts a `unit`, to its fields. `update` changes courses that exist.
-        `dry_run` stores nothing in the end. `progress` passes on the courses to store. `before_commit` is called when
-        only the commit is left. Raises UploadError, which names each bad row.
-        """
-        courses, invalid, duplicates = check_rows(rows, unit)
-        if not (invalid or duplicates):
-            try:
-                return cls.store(
-                    [course for _, course in courses.values()], update, by, dry_run, progress, before_commit
-                )
-            except peewee.IntegrityError as error:
-                if update or not db.is_duplicate(error, "courses", "code"):
-                    raise
-        for codes in [] if update else peewee.chunked(courses, BATCH):
-            taken = cls.select(cls.code).where(cls.code.in_(codes)).tuples()
-            duplicates += [(courses[code][0], f"Course code {code} is in the courses already") for (code,) in taken]
-        raise UploadError(invalid, duplicates)
+    def find_codes(cls, codes=None):
+        """Return the codes that exist, in the order they were added; given codes, only those."""
+        if codes is None:
+            return [code for (code,) in cls.select(cls.code).order_by(cls.id).tuples().iterator()]
+        batches = peewee.chunked(codes, BATCH)
+        return [code for batch in batches for (code,) in cls.select(cls.code).where(cls.code.in_(batch)).tuples()]
 
     @classmethod
     @retry_conflicts
-    def store(cls, courses, update, by, dry_run, progress, before_commit):
-        """Store courses, dicts of their given fields, as add_courses does; a new one gets the defaults of the others.
+    def store_courses(
+        cls,
+        courses,
+        *,
+        update=False,
+        skip=False,
+        replace=False,
+        keep=(),
+        old=None,
+        by=None,
+        dry_run=False,
+        verbose=False,
+        progress=iter,
+        before_commit=lambda: None,
+    ):
+        """Store courses, clean dicts of the fields that are given, all or none; return the Stored.
 
-        Raises peewee.IntegrityError for a taken code unless `update`.
+        A new course gets the defaults of the other fields. A code that exists raises peewee.IntegrityError; with
+        `update` it is changed, with `skip` left as it is. `replace`, with `update`, also deletes all courses but these
+        and those with the codes in `keep`. Returns None if the user `by` may not write, or if the list is no longer
+        `old`, which get_page() returned. `dry_run` stores nothing in the end; `verbose` lists the changes. `progress`
+        passes on the courses. `before_commit` is called when only the commit is left.
         """
-        created = stored = 0
-        on_conflict = db.upsert("code", CHANGEABLE) if update else ""
+        stored = Stored(changes=[] if verbose else None)
         with db.write_transaction() as transaction:
-            for batch in peewee.chunked(progress(courses), BATCH):
-                old = cls.lock_courses([course["code"] for course in batch]) if update else {}
-                rows = [DEFAULTS | old.get(course["code"], {}) | course for course in batch]
-                changes = [row for row in rows if old.get(row["code"]) != row]
-                if changes:
-                    values = [row[field] for row in changes for field in FIELDS]
-                    rows_sql = ", ".join([f"({VALUES})"] * len(changes))
-                    db.execute_sql(sql(f"{INSERT} VALUES {rows_sql} {on_conflict}"), values)
-                created, stored = created + len(batch) - len(old), stored + len(changes)
-            if not lock_writer(by):
+            if replace or skip:  # so that nobody adds a course meanwhile
+                db.execute_sql(db.table_lock.format("courses"))
+            is_current = old is None or cls.get_page()[1] == old
+            if is_current:
+                for batch in peewee.chunked(progress(courses), BATCH):
+                    cls.store_batch(batch, update, skip, stored)
+                if replace:
+                    cls.delete_others({*keep, *(course["code"] for course in courses)}, stored)
+            if not (is_current and lock_writer(by)):
                 transaction.rollback()
                 return None
             if dry_run:
                 transaction.rollback()
             before_commit()
-        return created, stored - created, len(courses) - stored
+        return stored
+
+    @classmethod
+    def store_batch(cls, courses, update, skip, stored):
+        """Store courses in one statement, as store_courses does; note in `stored` what that did."""
+        found = cls.lock_courses([course["code"] for course in courses]) if update or skip else {}
+        if skip:
+            stored.taken += found
+            courses, found = [course for course in courses if course["code"] not in found], {}
+        rows = [NEW | found.get(course["code"], {}) | course for course in courses]
+        for row in rows:
+            stored.note(found.get(row["code"]), row)
+        changed = [row for row in rows if found.get(row["code"]) != row]
+        if changed:
+            values = [row[field] for row in changed for field in FIELDS]
+            rows_sql = ", ".join([f"({VALUES})"] * len(changed))
+            on_conflict = db.upsert("code", CHANGEABLE) if update else ""
+            db.execute_sql(sql(f"{INSERT} VALUES {rows_sql} {on_conflict}"), values)
+
+    @classmethod
+    def delete_others(cls, codes, stored):
+        """Delete all courses but those with these codes; note in `stored` which."""
+        others = [code for code in cls.find_codes() if code not in codes]
+        for batch in peewee.chunked(others, BATCH):
+            for course in cls.lock_courses(batch).values():
+                stored.note(course, None)
+            cls.delete().where(cls.code.in_(batch)).execute()
 
     @classmethod
     def lock_courses(cls, codes):
@@ -232,6 +269,7 @@ FIELDS = {field.name: field for field in Course._meta.sorted_fields if field.nam
 CHANGEABLE = [name for name, field in FIELDS.items() if not field.key]
 DEFAULTS = {name: field.default for name, field in FIELDS.items() if field.default is not None}
 REQUIRED = [name for name in CHANGEABLE if name not in DEFAULTS]
+NEW = dict.fromkeys((name for name, field in FIELDS.items() if not field.required), "") | DEFAULTS  # out of a file
 TEXTS = [name for name, field in FIELDS.items() if isinstance(field, Text)]
 SORTS = [sign + name for sign in ("", "-") for name in ("id", *FIELDS)]
 
@@ -366,17 +404,12 @@ def clean_fields(document, names=FIELDS):
 
 def clean_course(document):
     """Return all fields of a new course; raise ValidationError for a bad or missing one."""
-    return DEFAULTS | clean_row(document)
-
-
-def clean_row(document):
-    """Return the given fields of a course; raise ValidationError for a bad one, or a required one that is missing."""
     if not isinstance(document, dict):
         raise ValidationError("a course must be an object")
     code = FIELDS["code"].clean(document.get("code", ""))
     if any(name not in document for name in REQUIRED):
         raise ValidationError(missing("and"))
-    return {"code": code} | clean_fields(document, CHANGEABLE)
+    return DEFAULTS | {"code": code} | clean_fields(document, CHANGEABLE)
 
 
 def missing(conjunction):
@@ -389,26 +422,6 @@ def join_words(words, conjunction):
     """Return words as a sentence has them: "code, name or instructor"."""
     *others, last = words
     return f"{', '.join(others)} {conjunction} {last}" if others else last
-
-
-def check_rows(rows, unit):
-    """Return the good rows of an upload, the number and the given fields by code, and the errors of the others.
-
-    `rows` maps each row's number, which counts a `unit`, to its fields. Returns two lists of errors, each with its
-    row's number: of rows that are invalid, and of rows that repeat a code.
-    """
-    courses, invalid, duplicates = {}, [], []
-    for number, row in rows.items():
-        try:
-            if isinstance(row, ValidationError):  # found when the file was read
-                raise row
-            course = clean_row(row)
-            first, _ = courses.setdefault(course["code"], (number, course))
-            if first != number:
-                duplicates.append((number, f"Course code {course['code']} repeats {unit} {first}"))
-        except ValidationError as error:
-            invalid.append((number, str(error)))
-    return courses, invalid, duplicates
 
 
 # -- Users, keys for scripts, and the signing key ----------------------------------------------------------------------

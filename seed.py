@@ -14,13 +14,12 @@ import tempfile
 import time
 from urllib.parse import quote
 
-import msgspec
 import peewee
 
 import course_files
 import models
 from database import SQLite, db, describe, exit_if_unusable, init_db
-from models import ApiKey, Course, User
+from models import FIELDS, ApiKey, Course, User, join_words
 
 SUBJECTS = ("ART", "BIO", "CHEM", "CSE", "ECON", "GEOG", "HIST", "LAW", "MATH", "MUS", "PHIL", "PHYS")
 KINDS = ("Introduction to", "Foundations of", "Methods of", "Topics in", "Seminar in", "Advanced", "History of")
@@ -139,51 +138,118 @@ def set_key(name, label, days, read_only, delete):
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
 
-def read_courses(path, encoding):
-    """Return the courses of a file, a dict of each one's number and fields, and what the numbers count.
-
-    Raises ValueError if it has none.
-    """
-    data = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
-    text = course_files.decode_text(data, encoding)
-    if not text.lstrip().startswith(("[", "{")):
-        return course_files.read_csv(text), "line"
+def import_courses(file, update, replace, yes, skip_invalid, report, dry_run, verbose, **options):
+    """Store the courses of a file, all or none; return sentences that say what was done."""
+    how = {"update": update, "replace": replace, "skip_invalid": skip_invalid}
     try:
-        courses = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if isinstance(courses, dict):  # as GET /courses returns
-        courses = courses.get("courses")
-    if not isinstance(courses, list):
-        raise ValueError('the JSON must be an array of courses, or {"courses": [...]}')
-    return dict(enumerate(courses, 1)), "row"
-
-
-def import_courses(file, encoding, update, dry_run):
-    """Add the courses of a file, all or none; return a sentence that says what was done."""
-    try:
-        courses, unit = read_courses(file, encoding)
-        created, updated, unchanged = Course.add_courses(
-            courses, update, unit, dry_run=dry_run, progress=progress, before_commit=ignore_ctrl_c
-        )
-    except models.UploadError as error:
-        for number, message in error.rows:
-            print(f"{unit} {number}: {message}", file=sys.stderr)
-        raise
+        data, options = read_file(file), course_files.make_options(options)
+        reading = course_files.read_courses(data, options)
+        if replace and not dry_run:
+            how["old"] = confirm_deletion(reading, yes, **how)
+        how |= {"dry_run": dry_run, "verbose": verbose}
+        stored = course_files.store_courses(reading, progress=progress, before_commit=ignore_ctrl_c, **how)
+    except course_files.UploadError as error:
+        print(error, file=sys.stderr)
+        print_refusals(reading)
+        write_report(report, data, options, reading)
+        raise ValueError(f"nothing was stored; {suggest(reading, options)}") from None
     except KeyboardInterrupt:
         raise ValueError("interrupted; nothing was stored") from None
-    parts = [f"{'Would add' if dry_run else 'Added'} {count(created, 'course')}"]
-    parts += [f"{'update' if dry_run else 'updated'} {updated:,}"] if updated else []
-    parts += [f"{unchanged:,} unchanged"] if unchanged else []
-    return ", ".join(parts) + ("; nothing was stored." if dry_run else ".")
+    if not stored:
+        raise ValueError("somebody else has changed the courses meanwhile; nothing was stored, run it again")
+    print_refusals(reading)
+    write_report(report, data, options, reading)
+    return describe_import(reading, stored, dry_run)
+
+
+def read_file(path):
+    """Return the bytes of a file, or of standard input for "-"; raise ValueError if there is none."""
+    try:
+        return sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+def confirm_deletion(reading, yes, **how):
+    """Ask before more than a tenth of the courses are deleted, unless `yes`; return the list asked about, as JSON.
+
+    Raises ValueError for another answer than yes, or if there is no terminal to ask at.
+    """
+    if yes:
+        return None
+    _, old, _ = Course.get_page()
+    stored = course_files.store_courses(reading, dry_run=True, **how)
+    total = stored.updated + stored.unchanged + stored.deleted
+    if stored.deleted * 10 > total:
+        warning = f"This deletes {stored.deleted:,} of {count(total, 'course')}"
+        if not sys.stdin.isatty():
+            raise ValueError(f"{warning}; nothing was stored. Add --yes to do it, or --dry-run --verbose to see which")
+        if input(f"{warning}. Continue? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ValueError("nothing was stored")
+    return old
+
+
+def print_refusals(reading):
+    """Print the refused records of a file, each with its number."""
+    for refusal in sorted(reading.invalid):
+        print(f"{reading.unit} {refusal.number}: {course_files.explain(refusal)}", file=sys.stderr)
+
+
+def suggest(reading, options):
+    """Return what to do about the refused records of a file."""
+    faults, steps = {refusal.fault for refusal in reading.invalid}, []
+    if "repeated" in faults and options.repeats == "refuse":
+        steps.append("--repeats first (or join) to make one course of each code")
+    if "taken" in faults:
+        steps.append("--update to change the courses that exist")
+    steps.append("--skip-invalid to leave these rows out, with --report bad.csv to correct them later")
+    return f"correct the file, or add {join_words(steps, 'or')}"
+
+
+def write_report(path, data, options, reading):
+    """Write the refused records to a CSV file, if one is named."""
+    if path:
+        pathlib.Path(path).write_bytes(course_files.make_report(data, options, reading))
+        print(f"Wrote {count(len(reading.invalid), 'refused row')} to {path}.", file=sys.stderr)
+
+
+def describe_import(reading, stored, dry_run):
+    """Return sentences that say what an import did, or would do."""
+    parts = [f"{'Would add' if dry_run else 'Added'} {count(stored.created, 'course')}"]
+    for number, verb in ((stored.updated, "update"), (stored.deleted, "delete")):
+        parts += [f"{verb if dry_run else verb + 'd'} {number:,}"] if number else []
+    parts += [f"{stored.unchanged:,} unchanged"] if stored.unchanged else []
+    lines = [", ".join(parts) + ("; nothing was stored." if dry_run else ".")]
+    if reading.repeated:
+        lines.append(f"{count(reading.repeated, reading.unit)} repeated an earlier code, and counted once.")
+    if reading.invalid:
+        refused = f"Left out {count(len(reading.invalid), reading.unit)}"
+        lines.append(f"{refused}: {course_files.summarize(reading.invalid)}.")
+    if dry_run:
+        columns = (f"{field} from {' and '.join(names)}" for field, names in reading.columns.items())
+        lines.append(f"Columns: {', '.join(columns)}.")
+        lines += [f"  {' | '.join(map(str, course.values()))}" for course in list(reading.courses.values())[:3]]
+    lines += [describe_change(*change) for change in stored.changes or ()]
+    return "\n".join(lines + [f"Check the code: {twin}." for twin in reading.twins])
+
+
+def describe_change(before, after):
+    """Return a line about a course that was added (+), changed (~) or deleted (-)."""
+    if not (before and after):
+        return f"{'+' if after else '-'} {' | '.join(map(str, (after or before).values()))}"
+    changes = (f"{name} {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name])
+    return f"~ {after['code']}: {', '.join(changes)}"
 
 
 def export_courses(file, encoding):
     """Write every course to a file; return a sentence."""
     ending = pathlib.Path(file).suffix.lower()
-    if ending not in ((".json", ".csv") if file != "-" else ("",)):
-        raise ValueError(f"cannot tell the format of {file}; end its name in .csv or .json")
+    if ending not in ((".json", ".csv", ".xlsx") if file != "-" else ("",)):
+        raise ValueError(f"cannot tell the format of {file}; end its name in .csv, .json or .xlsx")
     total, courses, _ = Course.get_page()
+    if ending == ".xlsx":
+        pathlib.Path(file).write_bytes(course_files.make_xlsx(courses, progress))
+        return f"Wrote {count(total, 'course')} to {file}."
     content = courses if ending == ".json" else course_files.make_csv(courses, progress)
     try:
         content = content.decode().encode(encoding or "utf-8")
@@ -206,8 +272,8 @@ def add_random_courses(number, seed):
         name = f"{rng.choice(KINDS)} {rng.choice(TOPICS)}"
         if code not in taken:
             courses[code] = {"code": code, "name": name, "instructor": rng.choice(PEOPLE)}
-    created, _, _ = Course.add_courses(courses, progress=progress)
-    return f"Added {count(created, 'course')}."
+    stored = Course.store_courses(list(courses.values()), progress=progress)
+    return f"Added {count(stored.created, 'course')}."
 
 
 # -- Backups -----------------------------------------------------------------------------------------------------------
@@ -284,6 +350,26 @@ def positive_number(text):
     return int(text)
 
 
+def add_import_options(importer):
+    """Add the options that `import` has; the query parameters of POST and PUT /courses have the same names."""
+    importer.add_argument("file", metavar="FILE", help="- for standard input")
+    for name, field in FIELDS.items():
+        text = f"the columns of the {field.label or name}, if they have other names"
+        importer.add_argument(f"--{name}", nargs="+", metavar="COLUMN", help=text)
+    importer.add_argument("--header", metavar="NAMES", help="column names of a file without: code,name,,instructor")
+    importer.add_argument("--sheet", metavar="TITLE", help="the sheet of an Excel file (the first one)")
+    importer.add_argument(
+        "--repeats", choices=course_files.REPEATS, help="what to do with a code that repeats (refuse)"
+    )
+    importer.add_argument("--update", action="store_true", help="change the courses that exist")
+    importer.add_argument("--replace", action="store_true", help="also delete the courses that are not in the file")
+    importer.add_argument("--yes", action="store_true", help="do not ask before many courses are deleted")
+    importer.add_argument("--skip-invalid", action="store_true", help="store the good rows, and leave out the others")
+    importer.add_argument("--report", metavar="FILE", help="write the refused rows to a CSV file, to be corrected")
+    importer.add_argument("--dry-run", action="store_true", help="check the file, and store nothing")
+    importer.add_argument("--verbose", action="store_true", help="print each course that is added, changed or deleted")
+
+
 def parse_arguments():
     """Return the command line's function, and its other arguments."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="Without a command: add the dummy courses and user.")
@@ -308,14 +394,14 @@ def parse_arguments():
     key.add_argument("--days", type=positive_number, help="how long the key is good; without it, until it is deleted")
     key.add_argument("--read-only", action="store_true", help="the key may only read")
     key.add_argument("--delete", action="store_true", help="delete the key")
-    importer = command("import", import_courses, "add the courses of a CSV or JSON file, all or none")
-    importer.add_argument("file", metavar="FILE", help="the courses, or - for standard input")
-    importer.add_argument("--update", action="store_true", help="change the courses that exist")
-    importer.add_argument("--dry-run", action="store_true", help="check the file, and store nothing")
-    exporter = command("export", export_courses, "write every course to a CSV or JSON file")
-    exporter.add_argument("file", metavar="FILE", help="a name in .csv or .json, or - for CSV on standard output")
+    importer = command("import", import_courses, "add the courses of a CSV, JSON or Excel file, all or none")
+    add_import_options(importer)
+    exporter = command("export", export_courses, "write every course to a CSV, JSON or Excel file")
+    exporter.add_argument(
+        "file", metavar="FILE", help="a name in .csv, .json or .xlsx, or - for CSV on standard output"
+    )
     for one in (importer, exporter):
-        one.add_argument("--encoding", default="", help="such as windows-1252, or utf-8-sig for Excel (UTF-8)")
+        one.add_argument("--encoding", default="", help="of CSV, such as windows-1252, or utf-8-sig for Excel (UTF-8)")
     saver = command("backup", backup, "copy the SQLite database to a new file, even while it is in use")
     saver.add_argument("file", metavar="FILE", help="a name that does not exist yet")
     restorer = command("restore", restore, "replace the SQLite database by a backup, even while it is in use")

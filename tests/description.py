@@ -68,7 +68,7 @@ def check(method, path, status, headers, body):
         assert not body, summary
     else:
         assert content_type in described["content"], f"{summary} as {content_type}"
-        text = body.decode()
+        text = body.decode("latin1" if "format" in described["content"][content_type]["schema"] else "utf-8")
         value = json.loads(text) if content_type == "application/json" else text
         validate(value, described["content"][content_type]["schema"])
 

@@ -40,7 +40,7 @@ def run_schemathesis(server, folder, *options):
     """Run every check of schemathesis on a server; return how many requests it sent, and all faults found."""
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", ROOT / "tests/schemathesis.toml", "run"]
     command += [f"{server.url}/openapi.yaml", "--checks", "all", *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "TOKEN": server.log_in()}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "TOKEN": server.log_in()}
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     cases = int(re.search(r"(\d+) generated|$", done.stdout)[1] or 0)
     faults = [line for line in server.output if " ERROR " in line]

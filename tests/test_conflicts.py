@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import threading
 
 import peewee
@@ -116,13 +117,60 @@ def test_two_uploads_that_wait_for_each_other_are_both_carried_out(app, monkeypa
             yield item
 
     def upload(codes, instructor):
-        rows = {code: {"code": code, "name": "Shared", "instructor": instructor} for code in codes}
+        courses = [{"code": code, "name": "Shared", "instructor": instructor} for code in codes]
         try:
-            return Course.add_courses(rows, update=True, progress=meet)
+            return Course.store_courses(courses, update=True, progress=meet).updated
         finally:
             database.db.close()
 
     with concurrent.futures.ThreadPoolExecutor() as clients:
         counts = clients.map(upload, (("CSE115", "CSE465"), ("CSE465", "CSE115")), ("Ada", "Bob"))
-        assert list(counts) == [(0, 2, 0), (0, 2, 0)]
+        assert list(counts) == [2, 2]
     assert len({course["instructor"] for course in Course.get_all_courses()}) == 1
+
+
+def run_together(*functions):
+    """Run functions at the same time, each with a connection of its own; return what they return."""
+
+    def run(function):
+        try:
+            return function()
+        finally:
+            database.db.close()
+
+    with concurrent.futures.ThreadPoolExecutor(len(functions)) as threads:
+        return list(threads.map(run, functions))
+
+
+def test_a_replacement_loses_no_change_that_is_made_at_the_same_time(app):
+    """Courses are added while the list is replaced again and again, under the condition that it has not changed."""
+    added, replaced = [f"NEW {number}" for number in range(20)], []
+
+    def add():
+        for code in added:
+            Course.add_course(code, "Ada", "Added meanwhile")
+
+    def replace():
+        for number in range(20):
+            _, old, _ = Course.get_page()
+            rows = [{name: row[name] for name in ("code", "name")} for row in json.loads(old)]
+            rows += [{"code": f"LIST {number}", "name": "Replaced"}]
+            stored = Course.store_courses(rows, update=True, replace=True, old=old)
+            replaced.extend([rows[-1]["code"]] if stored else [])
+
+    run_together(add, replace)
+    assert {row["code"] for row in Course.get_all_courses()} == {"CSE115", "CSE465", *added, *replaced}
+
+
+def test_codes_that_are_taken_at_the_same_time_are_skipped(app):
+    rows = [{"code": f"C {number}", "name": "Shared"} for number in range(300)]
+    stored = run_together(*(lambda: Course.store_courses(rows, skip=True) for _ in range(3)))
+    assert sum(one.created for one in stored) == 300
+    assert sum(len(one.taken) for one in stored) == 600
+
+
+def test_two_replacements_at_the_same_time_leave_one_of_their_lists(app):
+    lists = [[{"code": f"{letter} {number}", "name": "a"} for number in range(300)] for letter in "AB"]
+    run_together(*(lambda rows=rows: Course.store_courses(rows, update=True, replace=True) for rows in lists))
+    assert {row["code"][0] for row in Course.get_all_courses()} in ({"A"}, {"B"})
+    assert len(Course.get_all_courses()) == 300

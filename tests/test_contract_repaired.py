@@ -15,6 +15,7 @@ from faults import constraint, sqlite_error
 import course_api
 import database
 import models
+from records import XLSX
 
 # -- Bodies ------------------------------------------------------------------------------------------------------------
 
@@ -23,7 +24,8 @@ import models
     ("method", "path", "types"),
     [
         ("POST", "/login", "application/json or application/x-www-form-urlencoded"),
-        ("POST", "/courses", "application/json or text/csv"),
+        ("POST", "/courses", f"application/json or text/csv or application/x-ndjson or {XLSX}"),
+        ("PUT", "/courses", f"application/json or text/csv or application/x-ndjson or {XLSX}"),
         ("PUT", "/courses/CSE115", "application/json"),
         ("PATCH", "/courses/CSE115", "application/json or application/merge-patch+json"),
     ],
@@ -110,7 +112,8 @@ def test_a_large_upload_is_refused_without_a_good_token_and_to_readers_before_it
     assert stranger.request("/courses", **request, status=401).json["error"] == "Invalid token"
     models.User.create_user("reader", "reader", read_only=True)
     for name, status in (("reader", 403), ("nobody", 401), ("faisal", 400)):
-        client.authorization = ("Bearer", course_api.make_token(name))
+        user = models.User.get_or_none(models.User.username == name)
+        client.authorization = ("Bearer", course_api.make_token(name, user.stamp if user else ""))
         client.request("/courses", **request, status=status)
 
 
@@ -165,8 +168,8 @@ def test_a_path_that_is_no_text_is_refused(client, path):
 @pytest.mark.parametrize(
     ("path", "method", "allowed"),
     [
-        ("/courses", "DELETE", "GET, HEAD, OPTIONS, POST"),
-        ("/courses/", "PUT", "GET, HEAD, OPTIONS, POST"),
+        ("/courses", "DELETE", "GET, HEAD, OPTIONS, POST, PUT"),
+        ("/courses/", "PATCH", "GET, HEAD, OPTIONS, POST, PUT"),
         ("/courses/unknown", "POST", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
         ("/login", "GET", "OPTIONS, POST"),
         ("/docs", "POST", "GET, HEAD, OPTIONS"),

@@ -236,9 +236,9 @@ def test_the_collection_has_the_declared_fields():
         for item in folder["item"]:
             headers = {header["key"]: header["value"] for header in item["request"].get("header", ())}
             body = item["request"].get("body", {}).get("raw", "")
-            if headers.get("Content-Type") == "text/csv":
+            if headers.get("Content-Type") == "text/csv" and "?" not in item["request"]["url"]:  # with no other columns
                 assert body.partition("\n")[0] == ",".join(FIELDS)
-            elif "/courses" in item["request"]["url"] and body:
+            elif headers.get("Content-Type") == "application/json" and "/courses" in item["request"]["url"] and body:
                 courses = json.loads(body)
                 courses = courses.get("courses", [courses]) if isinstance(courses, dict) else courses
                 expected = [*FIELDS] if item["request"]["method"] == "POST" else models.CHANGEABLE

@@ -37,7 +37,7 @@ COURSES = [  # in the order they are added
 @pytest.fixture
 def catalogue(client):
     models.Course.delete().execute()
-    models.Course.add_courses(dict(enumerate(COURSES)))
+    models.Course.store_courses(COURSES)
     return client
 
 
@@ -95,7 +95,7 @@ BAD_QUERIES = {
     "q must be 1 to 120 characters, with no control characters": f"q=a%00b q={'a' * 121}",
     "instructor must be 1 to 120 characters, with no control characters": "instructor=a%0Ab",
     "prefix must be 1 to 20 characters, with no control characters": f"prefix=a%0Ab prefix={'a' * 21}",
-    "format must be json or csv": "format=pdf format=JSON",
+    "format must be json, csv or xlsx": "format=pdf format=JSON",
     "after must be copied from the link to the next page": "after=5 after=id:5 after=id:-1:5 after=id:%D9%A3:5 "
     f"after=id:{'9' * 19}:5 after=nothing:5:5 after=name:5:a%00",
     "after belongs to another sort; send both as in the link": "after=name:5:a&sort=code after=-id:5:5",
@@ -122,10 +122,14 @@ def test_a_bad_query_is_refused_with_the_rule(client, error, queries):
         check_error(client.get(f"/courses?{query}", status=400), error)
 
 
+UPLOAD = f"use {', '.join(FIELDS)}{{}}, header, repeats, sheet, skip_invalid, dry_run"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "use"),
     [
-        ("POST", "/courses", "use update"),
+        ("POST", "/courses", UPLOAD.format(", update")),
+        ("PUT", "/courses", UPLOAD.format("")),
         ("GET", "/courses/CSE115", "this path takes none but token"),
         ("PUT", "/courses/CSE115", "this path takes none but token"),
         ("PATCH", "/courses/CSE115", "this path takes none but token"),
@@ -198,15 +202,14 @@ def test_prefix_is_right_for_any_text(client):
     rng = random.Random(6)
     texts = {"".join(rng.choices(letters, k=rng.randrange(1, 5))) for _ in range(150)} | {"\U0010ffff" * 20}
     models.Course.delete().execute()
-    models.Course.add_courses(dict(enumerate({"code": code, "name": "N", "instructor": ""} for code in sorted(texts))))
+    models.Course.store_courses([course(code, "N", "") for code in sorted(texts)])
     for prefix in {text[:length] for text in texts for length in (1, 2, 3)}:
         found = codes(client.get("/courses", {"prefix": prefix}))
         assert found == [code for code in sorted(texts) if code.startswith(prefix)]
 
 
 def test_the_pages_of_a_prefix_keep_it(catalogue):
-    models.Course.add_courses({n: {"code": f"CSE {n}", "name": "N", "instructor": ""} for n in range(5)})
-    models.Course.add_courses({1: {"code": "CSE", "name": "N", "instructor": ""}})
+    models.Course.store_courses([course(code, "N", "") for code in ("CSE", *(f"CSE {n}" for n in range(5)))])
     seen, path = [], "/courses?prefix=CSE%20&limit=2&sort=-code"
     while path:
         page = catalogue.get(path)
@@ -277,7 +280,7 @@ def test_following_next_returns_each_course_once_while_others_come_and_go(client
     stay = {f"S{number}" for number in range(60)}
     go = [f"G{number}" for number in range(60)]
     rows = [{"code": code, "name": f"N{rng.randrange(10)}", "instructor": ""} for code in [*sorted(stay), *go]]
-    models.Course.add_courses(dict(enumerate(rng.sample(rows, len(rows)))))
+    models.Course.store_courses(rng.sample(rows, len(rows)))
     seen, path = [], f"/courses?limit=10&sort={sort}"
     while path:
         response = client.get(path)

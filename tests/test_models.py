@@ -15,10 +15,10 @@ from catalogue import (
     CODE_MISSING,
     CODE_RULE,
     CSE115,
+    CSE465,
     INSTRUCTOR_RULE,
     NAME_RULE,
     NEW,
-    TAKEN,
     another,
     course,
     insert,
@@ -169,43 +169,67 @@ def test_the_list_is_in_the_order_of_the_ids(app):
 # -- Uploads -----------------------------------------------------------------------------------------------------------
 
 
+def counts(stored):
+    return stored.created, stored.updated, stored.deleted, stored.unchanged
+
+
 def test_an_upload_larger_than_a_batch_is_counted_whole(app):
-    rows = {number: NEW | {"code": f"C{number}"} for number in range(2 * models.BATCH + 1)}
-    assert Course.add_courses(rows) == (2 * models.BATCH + 1, 0, 0)
-    rows |= {number: row | {"name": "Changed"} for number, row in rows.items() if number % 2}
-    rows[-1] = NEW
-    assert Course.add_courses(rows, update=True) == (1, models.BATCH, models.BATCH + 1)
+    rows = [NEW | {"code": f"C{number}"} for number in range(2 * models.BATCH + 1)]
+    assert counts(Course.store_courses(rows)) == (2 * models.BATCH + 1, 0, 0, 0)
+    rows = [row | {"name": "Changed"} if number % 2 else row for number, row in enumerate(rows)]
+    assert counts(Course.store_courses([*rows, NEW], update=True)) == (1, models.BATCH, 0, models.BATCH + 1)
+    assert counts(Course.store_courses(rows[5:], update=True, replace=True)) == (0, 0, 8, 2 * models.BATCH - 4)
 
 
-TWICE = "Course code CSE225 repeats row"
-REFUSED = [  # rows, options, whether all errors are taken codes, errors
-    ({1: NEW, 2: NEW}, {}, True, {2: f"{TWICE} 1"}),
-    ({3: NEW, 5: NEW | {"code": " CSE225"}}, {"unit": "line"}, True, {5: "Course code CSE225 repeats line 3"}),
-    ({1: NEW, 2: CSE115}, {"dry_run": True}, True, {2: TAKEN}),
-    ({1: NEW | {"name": ""}, 2: CSE115}, {"update": True}, False, {1: NAME_RULE}),
-    (
-        {1: 5, 2: {}, 3: NEW, 4: NEW, 5: CSE115},
-        {},
-        False,
-        {1: "a course must be an object", 2: CODE_MISSING, 4: f"{TWICE} 3", 5: TAKEN},
-    ),
-]
+def test_fields_that_an_upload_does_not_give_are_left_alone_or_get_defaults(app):
+    rows = [{"code": "CSE115", "name": "Basics"}, {"code": "CSE225", "name": "Trees"}]
+    Course.store_courses(rows, update=True)
+    courses = {row["code"]: row for row in Course.get_all_courses()}
+    assert courses["CSE115"]["name"] == "Basics" and courses["CSE115"]["instructor"] == CSE115["instructor"]
+    assert courses["CSE225"]["instructor"] == ""
 
 
-@pytest.mark.parametrize(("rows", "options", "conflict", "errors"), REFUSED)
-def test_a_refused_upload_stores_nothing_and_names_each_bad_row(app, rows, options, conflict, errors):
+def test_an_upload_lists_its_changes_and_a_dry_run_makes_none(app):
+    before, changed = Course.get_all_courses(), CSE115 | {"name": "Basics"}
+    options = {"update": True, "replace": True, "verbose": True, "dry_run": True}
+    stored = Course.store_courses([NEW, changed], **options)
+    assert stored.changes == [(None, NEW), (CSE115, changed), (CSE465, None)]
+    assert Course.get_all_courses() == before
+
+
+def test_a_taken_code_refuses_an_upload_or_is_skipped(app):
+    with pytest.raises(peewee.IntegrityError):
+        Course.store_courses([NEW, CSE115 | {"name": "Basics"}])
+    stored = Course.store_courses([NEW, CSE115 | {"name": "Basics"}], skip=True)
+    assert (counts(stored), stored.taken) == ((1, 0, 0, 0), ["CSE115"])
+    assert Course.get_course("CSE115")["name"] == CSE115["name"]
+
+
+def test_a_replaced_list_keeps_its_ids_and_what_is_to_be_kept(app):
     before = Course.get_all_courses()
-    with pytest.raises(models.UploadError) as refused:
-        Course.add_courses(rows, **options)
-    assert (dict(refused.value.rows), refused.value.conflict) == (errors, conflict)
-    number = "1 row was" if len(errors) == 1 else f"{len(errors)} rows were"
-    assert str(refused.value) == f"nothing was stored; {number} refused"
+    Course.store_courses([CSE115], update=True, replace=True, keep=["CSE465"])
+    assert Course.get_all_courses() == before
+
+
+def test_a_list_that_has_changed_is_not_replaced(app):
+    _, old, _ = Course.get_page()
+    Course.add_course(**NEW)
+    assert Course.store_courses([CSE115], update=True, replace=True, old=old) is None
+    assert len(Course.get_all_courses()) == 3
+    _, old, _ = Course.get_page()
+    assert Course.store_courses([CSE115], update=True, replace=True, old=old).deleted == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"update": True}, {"update": True, "replace": True}, {"skip": True}])
+def test_an_upload_of_a_user_who_may_not_write_stores_nothing(app, options):
+    before = Course.get_all_courses()
+    assert Course.store_courses([NEW], by=models.Writer("nobody"), **options) is None
     assert Course.get_all_courses() == before
 
 
 def test_an_upload_that_the_database_refuses_for_another_reason_is_a_fault(app):
     with constraint("name <> 'Forbidden'"), pytest.raises(peewee.DatabaseError):
-        Course.add_courses({1: NEW | {"name": "Forbidden"}})
+        Course.store_courses([NEW | {"name": "Forbidden"}])
     assert len(Course.get_all_courses()) == 2
 
 

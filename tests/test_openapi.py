@@ -49,7 +49,7 @@ def test_it_says_which_routes_are_public_and_has_every_parameter():
         assert ("401" in operation["responses"]) == protected
         assert ("403" in operation["responses"]) == (protected and route[0] != "get")
         described = {item["name"] for item in operation.get("parameters", ()) if item["in"] == "query"}
-        assert described == set(config.get("parameters", ()))
+        assert described == {*config.get("parameters", ()), *config.get("columns", ())}
 
 
 def test_it_names_the_limits_of_the_code():
@@ -201,9 +201,9 @@ def test_its_examples_are_true(client, method_and_path):
     operation = OPERATIONS[method_and_path]
     path = path.replace("{code}", "CSE115")
     for content_type, body in operation.get("requestBody", {"content": {"": {}}})["content"].items():
-        for example in examples(body) or [""]:
+        for example in examples(body) or ([] if "format" in body.get("schema", ()) else [""]):  # binary
             options = {"params": example, "content_type": content_type} if method not in ("get", "delete") else {}
-            if content_type.endswith("json"):
+            if content_type in ("application/json", "application/merge-patch+json"):
                 options["params"] = course_api.msgspec.json.encode(example)
             response = getattr(client, method)(path, **options)
             described = operation["responses"][str(response.status_int)].get("content", {})

@@ -40,6 +40,7 @@ def test_every_command_of_seed_works(run, tmp_path, text):
     assert run("seed.py").returncode == 0
     (tmp_path / "password.txt").write_text("correct horse\n")
     (tmp_path / "courses.csv").write_text("code,name,instructor\nCSE225,Data structures,Ada Lovelace\n")
+    (tmp_path / "list.csv").write_text("Dept,Number,Title,Instructor 1,Instructor 2\nCSE,226,Graphs,Ada,Grace\n")
     commands = re.findall(r"^ {4}(python seed\.py.*?)(?: +#.*)?$", text, re.MULTILINE)
     assert commands
     python = f'python() {{ "{sys.executable}" "{ROOT}/$@"; }}\n'

@@ -198,17 +198,17 @@ def test_an_editor_writes_and_a_role_holds_at_once(grace, with_key, method, path
 def test_an_upload_is_not_stored_if_its_user_may_no_longer_write_when_it_ends(
     grace, monkeypatch, with_key, end, status, reason, query
 ):
-    before, store = models.Course.get_all_courses(), models.Course.store
+    before, store = models.Course.get_all_courses(), models.Course.store_courses
     other = Client(grace.app)
     other.authorization = grace.authorization
     if with_key:
         use_key(grace)
 
-    def late(*args):
+    def late(*args, **options):
         end(other)
-        return store(*args)
+        return store(*args, **options)
 
-    monkeypatch.setattr(models.Course, "store", late)
+    monkeypatch.setattr(models.Course, "store_courses", late)
     late_reason = GONE if with_key and end in (delete, delete_as_2_0_0) else reason  # the key was good at the beginning
     response = write(grace, "POST", f"/courses{query}", [NEW, NEW | {"code": "CSE999"}], status=status)
     check_refused(response, late_reason)

@@ -17,7 +17,7 @@ import termios
 import time
 
 import pytest
-from catalogue import COURSE, CSE115, EXPORT_HEADER, HEADER, NAME_RULE, course, insert_sql, make_csv
+from catalogue import COURSE, CSE115, CSE465, EXPORT_HEADER, HEADER, NAME_RULE, course, insert_sql, make_csv
 from processes import PYTHON, ROOT, database_url, run_bound
 
 import database
@@ -285,11 +285,16 @@ def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
     done = command("import", "-", stdin=text)
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
-    assert lines[0] == f"line 4: {NAME_RULE}"
-    assert lines[1] == "line 5: Course code A repeats line 3"
-    assert lines[103:] == ["nothing was stored; 103 rows were refused"]
+    assert lines[0] == "nothing was stored; 103 rows were refused: 102 names missing, 1 code repeated"
+    assert lines[1] == f"line 4: B: {NAME_RULE}; it is empty"
+    assert lines[2] == "line 5: Course code A repeats line 3 with another name and instructor"
+    assert lines[104].startswith("nothing was stored; correct the file, or add --repeats first (or join) to ")
+    assert "--skip-invalid" in lines[104] and lines[105:] == []
     done = command("import", "-", stdin='[{"code": "A", "name": "a", "instructor": "a"}, 5]')
-    assert done.stderr == "row 2: a course must be an object\nnothing was stored; 1 row was refused\n"
+    assert done.stderr.splitlines()[:2] == [
+        "nothing was stored; 1 row was refused: 1 row without fields",
+        "row 2: a course must be an object",
+    ]
     assert Course.get_all_courses() == before
 
 
@@ -303,15 +308,97 @@ def test_what_is_no_catalogue_is_refused_with_one_line(command, text):
 
 def test_a_file_of_another_encoding_is_imported_once_its_encoding_is_given(command):
     error = fail(command("import", "-", stdin=LATIN))
-    assert error.startswith("line 2 ") and '"CSV UTF-8"' in error and "--encoding windows-1252" in error
+    assert error.startswith("line 2 ") and "CSV UTF-8" in error and "--encoding windows-1252" in error
     assert "klingon" in fail(command("import", "-", "--encoding", "klingon", stdin=LATIN))
     assert import_text(command, LATIN, "--encoding", "windows-1252") == "Added 1 course."
     assert Course.get_course("ÉCO 1")["instructor"] == "Ørsted"
 
 
+DRAWING = "Dept,Number,Title,Room\nART,110,Drawing,A1\nART,210,,B2\nART,110,Drawing,A1\n"
+COLUMNS = ["--code", "Dept", "Number", "--name", "Title"]
+
+
+def test_columns_can_be_chosen_and_good_rows_stored_without_the_others(command, tmp_path):
+    done = command("import", "-", *COLUMNS, "--skip-invalid", "--report", "bad.csv", stdin=DRAWING)
+    assert done.stdout.splitlines()[:3] == [
+        "Added 1 course.",
+        "1 line repeated an earlier code, and counted once.",
+        "Left out 1 line: 1 name missing.",
+    ]
+    assert done.stderr.splitlines() == [f"line 3: ART 210: {NAME_RULE}; it is empty", "Wrote 1 refused row to bad.csv."]
+    report = (tmp_path / "bad.csv").read_text("utf-8-sig")
+    assert report.splitlines()[1].endswith(",ART,210,,B2")
+    (tmp_path / "good.csv").write_text(report.replace("210,,", "210,Painting,"))
+    assert tell(command("import", "good.csv", *COLUMNS)) == "Added 1 course."
+    assert Course.get_course("ART 210")["name"] == "Painting"
+
+
+def test_a_taken_code_is_left_out_too(command, tmp_path):
+    text = "code,name\nCSE115,Basics\nCSE225,Trees\n"
+    done = command("import", "-", "--skip-invalid", "--report", "bad.csv", stdin=text)
+    assert done.stdout.splitlines()[:2] == ["Added 1 course.", "Left out 1 line: 1 code taken."]
+    assert (tmp_path / "bad.csv").read_text("utf-8-sig").splitlines()[1].endswith("already,CSE115,Basics")
+    assert Course.get_course("CSE115")["name"] == CSE115["name"]
+    assert "--update to change" in command("import", "-", stdin=text).stderr
+
+
+def test_a_dry_run_shows_columns_courses_and_changes(command):
+    before = Course.get_all_courses()
+    text = "Nr,name\nCSE115,Basics\nCSE 115,Twin\n"
+    done = command("import", "-", "--code", "Nr", "--replace", "--dry-run", "--verbose", stdin=text)
+    assert done.stdout.splitlines()[:-1] == [
+        "Would add 1 course, update 1, delete 1; nothing was stored.",
+        "Columns: code from Nr, name from name.",
+        "  CSE115 | Basics",
+        "  CSE 115 | Twin",
+        f"~ CSE115: name {CSE115['name']!r} -> 'Basics'",
+        "+ " + " | ".join(map(str, (models.NEW | course("CSE 115", "Twin", "")).values())),
+        "- " + " | ".join(map(str, CSE465.values())),
+        "Check the code: CSE 115 looks like CSE115.",
+    ]
+    assert Course.get_all_courses() == before
+
+
+def test_a_replacement_that_deletes_much_needs_a_yes(command):
+    text = "code,name\nCSE115,Basics\n"
+    error = fail(command("import", "-", "--replace", stdin=text))
+    assert error.startswith("This deletes 1 of 2 courses; nothing was stored. Add --yes")
+    assert len(Course.get_all_courses()) == 2
+    assert import_text(command, text, "--replace", "--yes") == "Added 0 courses, updated 1, deleted 1."
+    assert import_text(command, text + "A,a\n", "--replace") == "Added 1 course, 1 unchanged."
+    assert "no courses" in fail(command("import", "-", "--replace", "--yes", stdin="code,name\n"))
+    assert [row["code"] for row in Course.get_all_courses()] == ["CSE115", "A"]
+
+
+@pytest.mark.parametrize(("answer", "status", "sentence"), [("y\n", 0, "deleted 2"), ("\n", 1, "nothing was stored")])
+def test_a_replacement_that_deletes_much_asks_at_a_terminal(run, tmp_path, answer, status, sentence):
+    assert run("seed.py").returncode == 0
+    (tmp_path / "list.csv").write_text("code,name\nA,a\n")
+    terminal = Terminal(tmp_path, "import", tmp_path / "list.csv", "--replace")
+    assert "This deletes 2 of 2 courses. Continue?" in terminal.read("[y/N] ")
+    os.write(terminal.file, answer.encode())
+    ended, shown = terminal.close()
+    assert (ended, sentence in shown) == (status, True)
+
+
+def test_a_change_while_a_replacement_waits_for_an_answer_is_not_lost(command, monkeypatch):
+    confirm = seed.confirm_deletion
+
+    def interfere(*args, **options):
+        old = confirm(*args, **options)
+        Course.add_course("NEW 1", "Ada", "Added meanwhile")
+        return old
+
+    monkeypatch.setattr(seed, "confirm_deletion", interfere)
+    error = fail(command("import", "-", "--replace", stdin=make_csv(CSE115, CSE465)))
+    assert "somebody else has changed the courses" in error
+    assert len(Course.get_all_courses()) == 3
+
+
 @pytest.mark.parametrize("arguments", [["import", "nowhere.csv"], ["export", "nowhere/out.csv"]])
 def test_a_file_that_is_missing_is_named(command, arguments):
     assert "nowhere" in fail(command(*arguments))
+    assert fail(command("import", "/")) == "cannot read /: Is a directory"
 
 
 def test_ctrl_c_while_a_file_is_read_says_that_nothing_was_stored(run, tmp_path):
@@ -344,14 +431,14 @@ def test_ctrl_c_at_any_moment_of_an_import_leaves_the_courses_as_they_were(comma
 
 
 def test_ctrl_c_after_the_commit_does_not_hide_it(command, monkeypatch):
-    add_courses = Course.add_courses
+    store_courses = Course.store_courses
 
     def interrupt(*args, **kwargs):
-        counts = add_courses(*args, **kwargs)
+        stored = store_courses(*args, **kwargs)
         signal.raise_signal(signal.SIGINT)
-        return counts
+        return stored
 
-    monkeypatch.setattr(Course, "add_courses", interrupt)
+    monkeypatch.setattr(Course, "store_courses", interrupt)
     assert import_text(command, make_csv(*CATALOGUE)) == "Added 3 courses."
 
 
@@ -364,6 +451,7 @@ def test_ctrl_c_after_the_commit_does_not_hide_it(command, monkeypatch):
         ("out.csv", "", EXPORT_HEADER.encode()),
         ("OUT.CSV", "utf-8-sig", EXPORT_HEADER.encode("utf-8-sig")),
         ("out.json", "", b"[{"),
+        ("out.xlsx", "", b"PK"),
         ("out.JSON", "utf-16", "\ufeff[{".encode("utf-16-le")),
     ],
 )
@@ -382,7 +470,7 @@ def test_what_export_writes_import_takes_back_unchanged(command, tmp_path, name,
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (["out.txt"], "out.txt; end its name in .csv or .json"),
+        (["out.txt"], "out.txt; end its name in .csv, .json or .xlsx"),
         (["out.csv", "--encoding", "klingon"], "klingon"),
         (["out.csv", "--encoding", "windows-1252"], "windows-1252"),  # which has no 物
     ],

@@ -129,7 +129,7 @@ def test_the_scheme_may_have_any_case(stranger, scheme):
 
 @pytest.mark.parametrize("form", ["{}", "JWT {}", "Token {}", "Basic ZmFpc2FsOmZhaXNhbA==", "Bearer: {}", ""])
 def test_another_scheme_and_a_bare_token_are_answered_with_the_header_to_send(stranger, form):
-    authorization = form.format(course_api.make_token("faisal"))
+    authorization = form.format(make_token("faisal"))
     for path in ("/courses", "/courses?token="):
         response = stranger.get(path, headers={"Authorization": authorization}, status=401)
         reason = "send the header as Authorization: Bearer TOKEN, with a token from POST /token"
