@@ -70,7 +70,7 @@ def test_the_api_starts_in_the_images_environment_and_is_healthy(launch, seeded)
 def test_the_api_starts_in_the_environment_of_each_service_of_compose(launch, tmp_path, seeded, name):
     (seeded.parent / "other.db").write_bytes(seeded.read_bytes())
     (tmp_path / "database_url").write_text(f"sqlite:///{seeded.parent}/other.db\n")
-    api, settings = launch(IMAGE | SERVICES[name]["environment"])
+    api, settings = launch(IMAGE | SERVICES[name]["environment"], LIMIT_STORAGE="memory://")  # there is no Redis
     assert "/other.db" in api.output[-1]  # its database is the secret's, not the image's
     assert check_health(settings)[0] == 0
     assert SERVICES[name]["healthcheck"].keys().isdisjoint({"test", "disable"})
