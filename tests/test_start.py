@@ -251,7 +251,11 @@ def test_a_read_only_postgresql_stops_the_start(run, cluster):
 
 NO_TEMPORARY_FOLDER = """
 mount --bind . /mnt
-for folder in /tmp /var/tmp /usr/tmp; do mkdir -p $folder; mount -t tmpfs -o ro tmpfs $folder; done
+for folder in /tmp /var/tmp /usr/tmp; do
+    mkdir -p $folder
+    mount --bind $folder $folder
+    mount -o remount,ro,bind $folder
+done
 cd /
 exec "$@"
 """
