@@ -31,6 +31,7 @@ from models import FIELDS, Course, split_array
 from records import NO_LIMIT, SHOWN, Options, check_size, fold, list_names, normalize, printable, read_records
 
 REPEATS = ("refuse", "first", "join")
+MANY, LARGE = 1_000, 10_000  # courses of a list, and of a catalogue: see find_comparable()
 KEY = next(name for name, kind in FIELDS.items() if kind.key)
 REQUIRED = [name for name, kind in FIELDS.items() if kind.required]
 
@@ -391,7 +392,7 @@ def store_courses(reading, *, update=False, replace=False, skip_invalid=False, *
     if reading.invalid and not skip_invalid:
         refuse_taken(reading, [] if update else Course.find_codes(codes))
         raise UploadError(reading.invalid)
-    reading.twins = find_twins(codes, Course.find_codes())
+    reading.twins = find_twins(codes, find_comparable(codes, how.get("dry_run")))
     try:
         stored = Course.store_courses(courses, update=update, replace=replace, skip=skip, keep=keep, **how)
     except peewee.IntegrityError as error:
@@ -410,6 +411,17 @@ def refuse_taken(reading, codes):
         code = reading.courses.pop(number)[KEY]
         error = f"Course code {code} is in the courses already"
         reading.invalid.append(Refusal(number, error, KEY, "taken", None, code))
+
+
+def find_comparable(codes, dry_run):
+    """Return the existing codes to look for twins among: none for a few courses in a large catalogue.
+
+    To look at 100,000 codes takes half a second, longer than to store a few courses. A dry run looks at all.
+    """
+    if dry_run or len(codes) >= MANY:
+        return Course.find_codes()
+    existing = Course.find_codes(limit=LARGE + 1)
+    return existing if len(existing) <= LARGE else []
 
 
 def find_twins(codes, existing=()):

@@ -181,10 +181,10 @@ class Course(db.Model):
         return total, b"[%b]" % b",".join(rows[:limit]), Cursor(sort, last["id"], last[column])
 
     @classmethod
-    def find_codes(cls, codes=None):
-        """Return the codes that exist, in the order they were added; given codes, only those."""
+    def find_codes(cls, codes=None, limit=NO_LIMIT):
+        """Return the codes that exist, the first `limit` in the order they were added; given codes, only those."""
         if codes is None:
-            return [code for (code,) in cls.select(cls.code).order_by(cls.id).tuples().iterator()]
+            return [code for (code,) in cls.select(cls.code).order_by(cls.id).limit(limit).tuples().iterator()]
         batches = peewee.chunked(codes, BATCH)
         return [code for batch in batches for (code,) in cls.select(cls.code).where(cls.code.in_(batch)).tuples()]
 
