@@ -755,36 +755,39 @@ def load_course(code):
 
 
 def load_list_for_conditions():
-    """Return the list, as JSON, that met the conditions, as load_for_conditions() does. Its ETag is of JSON or CSV."""
-    if_match = request.environ.get("HTTP_IF_MATCH", "*")
-    if_none_match = request.environ.get("HTTP_IF_NONE_MATCH", "")
-    if (if_match, if_none_match) == ("*", ""):
+    """Return the list as JSON if it met the conditions, else as load_for_conditions(); its ETag is of JSON or CSV."""
+    if not has_conditions():
         return None
     _, courses, _ = Course.get_page()
-    etags = [make_etag(make_list(courses)), make_etag(course_files.make_csv(courses))]
-    if any(matches(if_none_match, etag) for etag in etags):
-        raise HTTPError(412, EXISTS)
-    if not any(matches(if_match, etag) for etag in etags):
-        raise HTTPError(412, LIST_CHANGED)
+    check_conditions(LIST_CHANGED, *(FORMATS[name][1](courses) for name in ("json", "csv")))
     return courses
 
 
 def load_for_conditions(code):
-    """Return the course that met the conditions, or None if there are none; raise 412 if one fails (RFC 9110 §13.1).
+    """Return the course that met the conditions, or None if there are none; raise 412 if one fails.
 
     The write then requires the course to be unchanged, so that nothing can come between.
     """
-    if_match = request.environ.get("HTTP_IF_MATCH", "*")
-    if_none_match = request.environ.get("HTTP_IF_NONE_MATCH", "")
-    if (if_match, if_none_match) == ("*", ""):
+    if not has_conditions():
         return None
     course = load_course(code)
-    etag = make_etag(course)
-    if matches(if_none_match, etag):
-        raise HTTPError(412, EXISTS)
-    if not matches(if_match, etag):
-        raise HTTPError(412, CHANGED)
+    check_conditions(CHANGED, course)
     return msgspec.json.decode(course)
+
+
+def has_conditions():
+    """Return whether the request has conditions that something could fail to meet."""
+    environ = request.environ
+    return (environ.get("HTTP_IF_MATCH", "*"), environ.get("HTTP_IF_NONE_MATCH", "")) != ("*", "")
+
+
+def check_conditions(changed, *bodies):
+    """Raise 412 unless what has these bodies meets the conditions (RFC 9110 §13.1); `changed` is If-Match's sentence."""
+    etags = [make_etag(body) for body in bodies]
+    if any(matches(request.environ.get("HTTP_IF_NONE_MATCH", ""), etag) for etag in etags):
+        raise HTTPError(412, EXISTS)
+    if not any(matches(request.environ.get("HTTP_IF_MATCH", "*"), etag) for etag in etags):
+        raise HTTPError(412, changed)
 
 
 def write_course(code, write, *arguments):
@@ -821,11 +824,6 @@ def refused_write(by, old):
 def unknown_code():
     """Return the error for a code of no course: 400 to DELETE, as the tutorial has it, else 404."""
     return HTTPError(400 if request.method == "DELETE" else 404, "Course code is not found in the courses")
-
-
-def make_list(courses):
-    """Return the body of a list, given its courses as JSON."""
-    return b'{"courses": %b}' % courses
 
 
 def describe_upload(reading, stored, counts, dry_run):
