@@ -782,7 +782,7 @@ def has_conditions():
 
 
 def check_conditions(changed, *bodies):
-    """Raise 412 unless what has these bodies meets the conditions (RFC 9110 §13.1); `changed` is If-Match's sentence."""
+    """Raise 412 unless one of these bodies meets the conditions (RFC 9110 §13.1); `changed` says so of If-Match."""
     etags = [make_etag(body) for body in bodies]
     if any(matches(request.environ.get("HTTP_IF_NONE_MATCH", ""), etag) for etag in etags):
         raise HTTPError(412, EXISTS)
