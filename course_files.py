@@ -452,23 +452,23 @@ NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?(e[+-]?\d{1,2})?", re.ASCII)
 # -- Writing -----------------------------------------------------------------------------------------------------------
 
 
-def make_csv(courses, watch=iter):
-    """Return a JSON array of courses as CSV, in bytes. `watch` passes on the courses; it may show progress."""
+def make_csv(courses, progress=iter):
+    """Return a JSON array of courses as CSV, in bytes. `progress` passes on the courses; it may show progress."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(FIELDS), extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(map(msgspec.json.decode, watch(split_array(courses))))
+    writer.writerows(map(msgspec.json.decode, progress(split_array(courses))))
     return file.getvalue().encode()
 
 
-def make_xlsx(courses, watch=iter):
+def make_xlsx(courses, progress=iter):
     """Return a JSON array of courses as an .xlsx file, in bytes, in which every cell is text.
 
     So no spreadsheet takes a code for a number or a date, or runs a formula.
     """
     import excel
 
-    rows = map(msgspec.json.decode, watch(split_array(courses)))
+    rows = map(msgspec.json.decode, progress(split_array(courses)))
     texts = ([str(row[name]) for name in FIELDS] for row in rows)
     return excel.write_sheet("Courses", len(FIELDS), itertools.chain([FIELDS], texts))
 
