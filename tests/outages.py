@@ -255,6 +255,7 @@ def suffer(api, bearer, site, cause):
 
     Returns the response, the log's lines about it, and how long the API needed until it served again, in seconds.
     """
+    api.settle()
     before = len(api.output)
     with cause.happen(site):
         answer = ask(api.url, *cause.request, bearer)

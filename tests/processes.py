@@ -15,7 +15,7 @@ import threading
 import urllib.parse
 
 import description
-from servers import ROOT, ask, ask_at_once, create_database, drop_database, locked
+from servers import ROOT, ask, ask_at_once, create_database, drop_database, locked, wait_until
 
 FOLDER = tempfile.TemporaryDirectory(prefix="course-api-")
 TEST_DATABASE_URL = os.environ.get("TEST_DATABASE_URL", "sqlite")
@@ -117,6 +117,12 @@ class Server:
             assert line is not None, f"ended without {text!r}: {self.output}"
             if text in line:
                 return line
+
+    def settle(self):
+        """Wait until the log's lines about all earlier requests have arrived."""
+        path = f"/settle/{len(self.output)}"
+        ask(self.url, "GET", path)
+        wait_until(lambda: any(path in line for line in self.output))
 
     def request(self, path, method="GET", body=None, **headers):
         """Return the status and the body of a response, once it is checked against openapi.yaml."""

@@ -69,7 +69,7 @@ def test_it_names_the_limits_of_the_code():
             with pytest.raises(models.ValidationError):
                 rules[field].clean(value)
     assert DOCUMENT["components"]["schemas"]["NewCourses"]["maxItems"] == course_api.MAX_ROWS
-    rows = DOCUMENT["components"]["schemas"]["UploadError"]["properties"]["rows"]
+    rows = DOCUMENT["components"]["schemas"]["BadRows"]
     assert rows["maxItems"] == course_api.MAX_ERRORS
     assert [item["schema"].get("maximum") for item in page if item["name"] == "limit"] == [1000]
     assert [item["schema"].get("maxLength") for item in page if item["name"] == "prefix"] == [20]
