@@ -87,7 +87,7 @@ def add_courses(by, update=False, skip_invalid=False, dry_run=False, **options):
     if "HTTP_IF_MATCH" in request.environ:
         raise HTTPError(400, "If-Match has no meaning here; leave it out, or send it with PUT or PATCH to a course")
     reading = read_upload(options)
-    if reading.unit == "course" and not (update or skip_invalid or dry_run or options):
+    if reading.unit == "course" and not (update or skip_invalid or dry_run or FIELDS.keys() & options):
         return add_course(reading.document, by)
     options = {"update": update, "skip_invalid": skip_invalid, "dry_run": dry_run}
     stored = course_files.store_courses(reading, by=by, **options)

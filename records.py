@@ -317,6 +317,8 @@ def is_course(document, options):
 
 def decode_json(text, line=0):
     """Return the value of JSON text; raise ValidationError with the line of the fault, `line` if that is known."""
+    if not text.strip():
+        raise ValidationError("there is no JSON in it; it is empty")
     try:
         return msgspec.json.decode(text)
     except RecursionError:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from catalogue import (
+    BODY,
     CHANGE,
     CODE_MISSING,
     COURSE,
@@ -19,6 +20,7 @@ from catalogue import (
     get_list,
     make_csv,
     post_csv,
+    without_id,
 )
 from description import check_error
 
@@ -112,6 +114,17 @@ def test_update_changes_courses_that_exist_and_adds_the_others(client, path, bod
     assert [row["id"] for row in client.get("/courses").json["courses"]][:2] == ids
     assert get_list(client) == UPSERT
     assert post_csv(client, body, 200, path, content_type).json == {"created": 0, "updated": 0}
+
+
+def test_one_course_stays_one_with_the_defaults_that_generated_clients_send(client):
+    query = "repeats=refuse&update=false&skip_invalid=false&dry_run=false"
+    response = client.post_json(f"/courses?{query}", BODY, headers={"Prefer": "return=representation"}, status=201)
+    assert without_id(response.json) == NEW
+
+
+def test_an_empty_body_is_said_to_be_empty(client):
+    response = client.post("/courses", b" ", content_type="application/json", status=400)
+    check_error(response, "there is no JSON in it; it is empty")
 
 
 def test_update_takes_one_course_too(client):
