@@ -1,29 +1,39 @@
 """Excel files (.xlsx): the rows of a sheet in, as a person sees them, and rows of text out.
 
-An .xlsx file is a zip archive of XML. A megabyte of it can unpack to a gigabyte, or hold a row of a hundred million
-cells, so it takes a pass of expat to know what is safe to read. That pass might as well read the cells: it takes a
-fifth of openpyxl's time (measured), and knows when to stop.
+openpyxl reads them. An .xlsx file is a zip archive of XML, of which a megabyte can unpack to a gigabyte, or hold a row
+of a hundred million cells, so a pass of expat goes over each part first, to know that it is safe to read. This module
+is imported only where it is needed, since few processes need openpyxl.
 """
 
+import contextlib
 import datetime
-import functools
 import html
 import io
-import posixpath
 import re
+import sys
+import warnings
 import zipfile
-import zlib
 from xml.parsers import expat
+
+from openpyxl.cell.text import Text
+from openpyxl.reader.excel import ExcelReader, apply_stylesheet
+from openpyxl.styles import is_date_format
+from openpyxl.utils.cell import coordinate_to_tuple
+from openpyxl.utils.escape import unescape
+from openpyxl.xml.constants import SHARED_STRINGS
+from openpyxl.xml.functions import iterparse
 
 from fields import ValidationError
 
-MAX_UNPACKED, MAX_TEXTS = 192 * 2**20, 64 * 2**20  # bytes of the XML that is read, and of what is kept in memory
+MAX_UNPACKED = 192 * 2**20  # bytes of the XML that is read
 MAX_PARTS = 5_000_000  # tags and attributes of this XML, and cells that rows skip: 100,000 courses have three million
+MAX_KEPT = 192 * 2**20  # bytes that stay in memory, by estimate: what openpyxl makes of tags, and texts
 MAX_TEXT = 2**20  # bytes between two tags, or in one
+MAX_ROWS = 1_048_576  # of any sheet
 SHEET = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+ROW, CELL, SHARED_TEXT = (f"{SHEET}}}{name}" for name in ("row", "c", "si"))  # tags, as expat has them
 UNREADABLE = "this Excel file cannot be read; open it in a spreadsheet and save it again, or as CSV UTF-8"
 TOO_LARGE = "this Excel file takes too much time or memory to read; save the list alone as CSV UTF-8"
-FAULTS = (expat.ExpatError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, LookupError, ValueError)
 
 
 def read_sheet(data, title=""):
@@ -32,179 +42,162 @@ def read_sheet(data, title=""):
     A row ends with its last cell that has a value. Raises ValidationError for what cannot be read, also later on.
     """
     try:
-        book = Workbook(data)
-        yield from book.read_rows(book.find_sheet(title))
+        for number, cells in enumerate(open_sheet(data, title).iter_rows(), 1):
+            width = max((place for place, cell in enumerate(cells, 1) if cell.value is not None), default=0)
+            if width:
+                yield number, [show_cell(cell) for cell in cells[:width]]
     except ValidationError:
         raise
-    except FAULTS:
+    except Exception:  # noqa: BLE001 (whatever openpyxl runs into in a damaged file)
         raise ValidationError(UNREADABLE) from None
 
 
-class Workbook:
-    """An .xlsx file that is being read: the parts of its archive, its number formats and its texts."""
+def open_sheet(data, title):
+    """Return openpyxl's sheet with this title, or the first visible one.
 
-    def __init__(self, data):
-        self.archive = zipfile.ZipFile(io.BytesIO(data))
-        self.bytes_left, self.parts_left = MAX_UNPACKED, MAX_PARTS
-        self.parts, self.sheets, self.epoch = {}, [], datetime.datetime(1899, 12, 30)  # noqa: DTZ001 (a spreadsheet has no time zone)
-        for name, attributes in self.read_attributes("xl/_rels/workbook.xml.rels"):
-            if name == "Relationship":  # of each part, by its id or the last word of its kind
-                part = posixpath.normpath(posixpath.join("/xl", attributes["Target"])).lstrip("/")
-                self.parts[attributes["Id"]] = self.parts[posixpath.basename(attributes["Type"])] = part
-        for name, attributes in self.read_attributes("xl/workbook.xml"):
-            if name == "sheet":
-                relation = next(value for key, value in attributes.items() if key.endswith("relationships}id"))
-                self.sheets.append((attributes["name"].strip(), attributes.get("state"), self.parts[relation]))
-            elif name == "workbookPr" and attributes.get("date1904") in ("1", "true"):
-                self.epoch = datetime.datetime(1904, 1, 1)  # noqa: DTZ001
-        self.formats, self.texts = list(self.read_formats()), list(self.read_texts())
+    These are the steps of load_workbook() that the cells need. It would also read all other sheets.
+    """
+    warnings.filterwarnings("ignore", module="openpyxl")  # about what it leaves out, such as drawings
+    file = io.BytesIO(data)
+    reader = ExcelReader(file, read_only=True, data_only=True, keep_links=False)
+    reader.archive = CheckedArchive(file)
+    reader.read_manifest()
+    reader.shared_strings = list(read_texts(reader))
+    reader.archive.cleared = ROW
+    reader.read_workbook()
+    apply_stylesheet(reader.archive, reader.wb)
+    sheets = [sheet for sheet, relation in reader.parser.find_sheets() if relation.Type.endswith("/worksheet")]
+    reader.parser.sheets = [choose_sheet(sheets, title)]
+    reader.read_worksheets()
+    (sheet,) = reader.wb.worksheets
+    sheet.reset_dimensions()  # which some programs write wrong
+    return sheet
 
-    def read_tags(self, part):
-        """Yield each tag of an XML part: its name, its attributes or None if it is an end tag, and else its text.
 
-        The text is what stands in front of the end tag.
-        """
-        self.bytes_left -= self.archive.getinfo(part).file_size
-        if self.bytes_left < 0:
-            raise ValidationError(TOO_LARGE)
-        tags, texts = [], []
-        parser = expat.ParserCreate(namespace_separator="}")
+def read_texts(reader):
+    """Yield the texts that cells share, with their escapes, of which openpyxl's own read_strings() loses some."""
+    part = reader.package.find(SHARED_STRINGS)
+    if part is not None:
+        reader.archive.cleared = SHARED_TEXT
+        with reader.archive.open(part.PartName[1:]) as file:
+            for _, element in iterparse(file):
+                if element.tag == f"{{{SHARED_TEXT}":
+                    yield Text.from_tree(element).content
+                    element.clear()
 
-        def begin(name, attributes):
-            tags.append((name.rpartition("}")[2], attributes, None))
-            texts.clear()
-            self.spend(2 + len(attributes))
 
-        def end(name):
-            tags.append((name.rpartition("}")[2], None, "".join(texts)))
-            texts.clear()
+def choose_sheet(sheets, title):
+    """Return the sheet with this title, or the first visible one."""
+    if not sheets:
+        raise ValidationError("this Excel file has no sheets")
+    if not title:
+        return min(sheets, key=lambda sheet: sheet.state in ("hidden", "veryHidden"))
+    for sheet in sheets:
+        if sheet.name.strip().casefold() == title.strip().casefold():
+            return sheet
+    titles = ", ".join(sheet.name.strip() for sheet in sheets)
+    raise ValidationError(f"there is no sheet {title}; the sheets are {titles}")
+
+
+class CheckedArchive(zipfile.ZipFile):
+    """The archive of an .xlsx file; each part is checked when it is first opened.
+
+    Raises ValidationError for a part that takes too much time or memory, or can define entities. XML that is cut
+    passes: its reader stops at the same place.
+    """
+
+    cleared = ""  # the tag after whose end openpyxl forgets what is in the element
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.checked, self.unpacked, self.parts = set(), 0, 0
+
+    def open(self, name, *_, **__):
+        if (name, self.cleared) not in self.checked:
+            self.checked.add((name, self.cleared))
+            self.check(name)
+        return super().open(name)
+
+    def check(self, name):
+        """Read a part, and keep nothing of it."""
+        self.unpacked += self.getinfo(name).file_size
+        limit(self.unpacked, MAX_UNPACKED)
+        row = column = 0  # of the last cell
+        tags = texts = text = 0  # bytes that stay in memory of tags and of texts, and those of the text that is read
+        levels = []  # tags and texts at the start of each element that is open
+
+        def begin(tag, attributes):
+            nonlocal row, column, tags, text
+            text, skipped = 0, 0
+            if tag == ROW:
+                last, row, column = row, float(attributes.get("r", row + 1)), 0
+                if not last < row <= MAX_ROWS:
+                    raise ValidationError(UNREADABLE)
+            elif "r" in attributes:
+                last, column = column, coordinate_to_tuple(attributes["r"])[1]
+                skipped = max(column - last - 1, 0)
+                if tag == CELL and column <= last:
+                    raise ValidationError(UNREADABLE)
+            self.parts += 2 + len(attributes) + skipped
+            tags += (100 if tag == self.cleared else 1000) + 100 * len(attributes)
+            levels.append((tags, texts))
+            limit(self.parts, MAX_PARTS)
+            limit(tags + texts, MAX_KEPT)
+
+        def end(tag):
+            nonlocal tags, texts, text
+            tags_before, texts_before = levels.pop()
+            text = 0
+            if tag == self.cleared:
+                tags, texts = tags_before, texts_before if tag == ROW else texts
+
+        def add_text(chunk):
+            nonlocal texts, text
+            text, texts = text + len(chunk), texts + sys.getsizeof(chunk)
+            limit(text, MAX_TEXT)
 
         def refuse_doctype(*_):  # which can define entities
             raise ValidationError(UNREADABLE)
 
+        parser = expat.ParserCreate(namespace_separator="}")
         parser.buffer_text = True
         parser.StartElementHandler, parser.EndElementHandler = begin, end
-        parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = texts.append, refuse_doctype
+        parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = add_text, refuse_doctype
         length, chunk = 0, b" "
-        with self.archive.open(part) as file:
+        with super().open(name) as file, contextlib.suppress(expat.ExpatError):
             while chunk:
                 chunk = file.read(65536)
                 parser.Parse(chunk, not chunk)
                 length += len(chunk)
-                if length - parser.CurrentByteIndex > MAX_TEXT or sum(map(len, texts)) > MAX_TEXT:
-                    raise ValidationError(TOO_LARGE)
-                yield from tags
-                tags.clear()
-
-    def spend(self, parts):
-        """Count parts of the XML; raise ValidationError for too many."""
-        self.parts_left -= parts
-        if self.parts_left < 0:
-            raise ValidationError(TOO_LARGE)
-
-    def read_attributes(self, part):
-        """Yield the name and the attributes of each element of an XML part."""
-        return ((name, attributes) for name, attributes, _ in self.read_tags(part) if attributes is not None)
-
-    def read_formats(self):
-        """Yield the number format of each style that a cell can have."""
-        formats, in_cells = dict(FORMATS), False
-        for name, attributes in self.read_attributes(self.parts["styles"]) if "styles" in self.parts else ():
-            if name == "numFmt":
-                formats[attributes["numFmtId"]] = attributes["formatCode"]
-            elif name in ("cellStyleXfs", "cellXfs"):
-                in_cells = name == "cellXfs"
-            elif name == "xf" and in_cells:
-                yield formats.get(attributes.get("numFmtId"), "General")
-
-    def read_texts(self):
-        """Yield the texts that cells share."""
-        part = self.parts.get("sharedStrings")
-        if not part:
-            return
-        if self.archive.getinfo(part).file_size > MAX_TEXTS:
-            raise ValidationError(TOO_LARGE)
-        text, in_ruby = "", False  # which says how East Asian text is pronounced
-        for name, attributes, tail in self.read_tags(part):
-            if name == "rPh":
-                in_ruby = attributes is not None
-            elif name == "t" and attributes is None and not in_ruby:
-                text += tail
-            elif name == "si" and attributes is None:
-                yield unescape(text)
-                text = ""
-
-    def find_sheet(self, title):
-        """Return the part that holds the sheet with this title, or the first visible one."""
-        if not self.sheets:
-            raise ValidationError("this Excel file has no sheets")
-        if not title:
-            return min(self.sheets, key=lambda sheet: sheet[1] in ("hidden", "veryHidden"))[2]
-        for name, _, part in self.sheets:
-            if name.casefold() == title.strip().casefold():
-                return part
-        titles = ", ".join(name for name, *_ in self.sheets)
-        raise ValidationError(f"there is no sheet {title}; the sheets are {titles}")
-
-    def read_rows(self, part):
-        """Yield the number and the texts of each row of a sheet that has any."""
-        number, cells, column, cell, value = 0, [], 0, {}, None
-        for name, attributes, text in self.read_tags(part):
-            if name == "c" and attributes is not None:
-                column = find_column(attributes["r"]) if "r" in attributes else column + 1
-                cell, value = attributes, None  # which a blank cell with a format has
-            elif name in ("v", "t") and attributes is None:
-                value = (value or "") + text
-            elif name == "c" and value is not None:
-                gap = max(column - len(cells), 0)
-                self.spend(gap)
-                cells += [""] * gap
-                cells[column - 1] = self.show_cell(cell.get("t", "n"), int(cell.get("s", 0)), value)
-            elif name == "row" and attributes is not None:
-                number, cells, column = max(number + 1, int(attributes.get("r", 0))), [], 0
-            elif name == "row" and cells:
-                yield number, cells
-
-    def show_cell(self, kind, style, value):
-        """Return a cell's value as a person sees it."""
-        if kind == "s":
-            return self.texts[int(value)]
-        if kind == "b":
-            return "TRUE" if value == "1" else "FALSE"
-        if kind != "n" or not value:
-            return unescape(value)
-        number, number_format = float(value), self.formats[style] if self.formats else "General"
-        if is_date(number_format):
-            early = number < 60 and self.epoch.year == 1899  # spreadsheets think that 1900 was a leap year
-            moment = self.epoch + datetime.timedelta(days=number + (number >= 1 and early))
-            return show_date(moment + datetime.timedelta(microseconds=500), number_format)
-        return show_number(number, number_format)
+                limit(length - parser.CurrentByteIndex, MAX_TEXT)
 
 
-@functools.lru_cache(maxsize=1000)
-def is_date(number_format):
-    """Return whether a number format shows a date or a time."""
-    return re.search("[dmyhs]", NO_DATE.sub("", number_format), re.IGNORECASE) is not None
+def limit(number, maximum):
+    """Raise ValidationError for a number of bytes or parts that is too large."""
+    if number > maximum:
+        raise ValidationError(TOO_LARGE)
 
 
-def find_column(reference):
-    """Return the number of a cell's column, from 1: 28 of AB5."""
-    number = 0
-    for letter in re.findall("^[A-Z]{1,3}", reference)[0]:
-        number = number * 26 + ord(letter) - 64
-    return number
+def show_cell(cell):
+    """Return a cell's value as a person sees it."""
+    value = cell.value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, int | float):
+        return show_number(value, cell.number_format)
+    if isinstance(value, datetime.timedelta):
+        seconds = round(value.total_seconds())
+        shown = f"{seconds // 3600}:{seconds // 60 % 60:02}"
+        return f"{shown}:{seconds % 60:02}" if "s" in cell.number_format else shown
+    if isinstance(value, datetime.date | datetime.time):
+        return show_date(value, LOCAL_FORMATS.get(cell.number_format, cell.number_format))
+    return unescape(str(value))
 
 
-def unescape(text):
-    """Return a text without escapes such as _x005F_, an underscore."""
-    return re.sub("_x(?!D[89A-F])([0-9A-F]{4})_", lambda escape: chr(int(escape[1], 16)), text, flags=re.IGNORECASE)
-
-
-# The number formats that have no code in a file. 14 and 22 are shown as the language of the spreadsheet has them.
-FORMATS = """1 0|2 0.00|3 #,##0|4 #,##0.00|9 0%|10 0.00%|14 yyyy-mm-dd|15 d-mmm-yy|16 d-mmm|17 mmm-yy|18 h:mm AM/PM|
-    19 h:mm:ss AM/PM|20 h:mm|21 h:mm:ss|22 yyyy-mm-dd h:mm|45 mm:ss|46 h:mm:ss|47 mm:ss"""
-FORMATS = dict(line.strip().split(" ", 1) for line in FORMATS.split("|"))
-NO_DATE = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]|_.|General', re.IGNORECASE)  # what has letters, but not of dates
+# Formats that are shown as the language of the spreadsheet has them
+LOCAL_FORMATS = {"mm-dd-yy": "yyyy-mm-dd", "m/d/yy h:mm": "yyyy-mm-dd h:mm"}
 # In a number format: texts in quotes or after "\\", [colours], and blanks as wide as a character
 FORMAT_TOKEN = re.compile(r'"([^"]*)"|\\(.)|\[[^\]]*\]|_.|\*.|(yyyy|yy|m+|d+|h+|s+|AM/PM|[0#?,.]+|%|.)', re.IGNORECASE)
 
@@ -235,7 +228,11 @@ DATE_PARTS = dict(part.split() for part in DATE_PARTS.split(", "))  # of a forma
 
 
 def show_date(value, number_format):
-    """Return a date or time in a date format such as d-mmm."""
+    """Return a date or time in a date format such as d-mmm; in ISO 8601 if the format is none."""
+    if not is_date_format(number_format):
+        return str(value)
+    if isinstance(value, datetime.time):
+        value = datetime.datetime.combine(datetime.date(1899, 12, 30), value)
     shown, after_hour = "", False
     for token in FORMAT_TOKEN.finditer(number_format.split(";")[0]):
         part = (token[3] or "").lower()
@@ -281,6 +278,8 @@ NAMESPACES = {
 NOT_XML = dict.fromkeys((0xFFFE, 0xFFFF), "\ufffd")
 
 
+# openpyxl writes rows through temporary files, for which there is no place on a read-only root, and takes nine times as
+# long: 7.3 s for 100,000 courses.
 def write_sheet(title, columns, rows):
     """Return an .xlsx file, in bytes, with one sheet of text cells: the rows, each a list of texts."""
     file = io.BytesIO()

@@ -463,6 +463,8 @@ CELLS = {
     "a day in German": ((datetime.date(2026, 3, 10), "dd.mm.yyyy"), "10.03.2026"),
     "a day as the locale has it": ((datetime.date(2026, 3, 10), "mm-dd-yy"), "2026-03-10"),
     "a time": ((datetime.time(9, 5), "h:mm"), "9:05"),
+    "a duration": ((datetime.timedelta(hours=30, minutes=5), "[h]:mm"), "30:05"),
+    "a duration with seconds": ((datetime.timedelta(hours=30, seconds=5), "[h]:mm:ss"), "30:00:05"),
 }
 
 
@@ -535,6 +537,7 @@ BOMBS = {  # of which each is larger than the limits of the test, a thousandth o
     "many rows": (WORKSHEET % f"<sheetData>{'<row/>' * 5000}</sheetData>", "too much time or memory"),
     "rows in a row": (WORKSHEET % f"<sheetData><row>{'<row/>' * 5000}</row></sheetData>", "too much time or memory"),
     "far cells": (WORKSHEET % f"<sheetData>{FAR * 9}</sheetData>", "too much time"),
+    "tags that stay in memory": (WORKSHEET % f"<cols>{'<col/>' * 500}</cols>", "too much time or memory"),
     "a long text": (WORKSHEET % f"<sheetData>{ROW % ('x' * 140_000, '')}</sheetData>", "too much time or memory"),
     "a long tag": (WORKSHEET % f'<sheetData a="{"x" * 140_000}"></sheetData>', "too much time or memory"),
     "nested entities": (f"<!DOCTYPE a [{ENTITIES}]>{WORKSHEET % '&e9;'}", "cannot be read"),
@@ -542,6 +545,8 @@ BOMBS = {  # of which each is larger than the limits of the test, a thousandth o
     "XML that is cut": (WORKSHEET[:80], "cannot be read"),
     "a text that is not there": (WORKSHEET % '<sheetData><row><c t="s"><v>99</v></c></row></sheetData>', "cannot be"),
     "a number that is none": (WORKSHEET % "<sheetData><row><c><v>one</v></c></row></sheetData>", "cannot be read"),
+    "a row beyond the last": (WORKSHEET % '<sheetData><row r="1e12"/></sheetData>', "cannot be read"),
+    "rows out of order": (WORKSHEET % '<sheetData><row r="2"/><row r="1"/></sheetData>', "cannot be read"),
     "a column that is none": (WORKSHEET % '<sheetData><row><c r="1"><v>1</v></c></row></sheetData>', "cannot be read"),
 }
 
@@ -551,6 +556,7 @@ def test_an_excel_file_that_would_take_too_much_is_refused(monkeypatch, xml, fra
     monkeypatch.setattr(excel, "MAX_UNPACKED", 192_000)
     monkeypatch.setattr(excel, "MAX_PARTS", 5000)
     monkeypatch.setattr(excel, "MAX_TEXT", 65_536)
+    monkeypatch.setattr(excel, "MAX_KEPT", 192_000)
     assert fragment in sentence(with_sheet(xml))
 
 
@@ -559,6 +565,11 @@ def test_a_far_cell_is_a_row_like_others():
         WORKSHEET % f'<sheetData>{HEADER}<row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>'
     )
     assert [number for number, *_ in errors(read(data, max_rows=2))] == [1048576]
+
+
+def test_a_sheet_is_read_whole_whatever_size_it_declares():
+    sheet = WORKSHEET % f'<dimension ref="A1"/><sheetData>{HEADER}{ROW % ("A", "a")}</sheetData>'
+    assert courses(with_sheet(sheet)) == {2: ("A", "a")}
 
 
 # -- Limits ------------------------------------------------------------------------------------------------------------
