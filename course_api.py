@@ -719,7 +719,7 @@ def normalize(code):
 
 
 def parse_course(content_type, body):
-    """Return the object of a JSON body that is plainly one course, for which the reader of lists takes twice as long."""
+    """Return the object of a JSON body that is plainly one course; the reader of lists takes twice as long."""
     if content_type != JSON or len(body) > MAX_BODY or not body.lstrip().startswith(b"{"):
         return None
     document = decode_json(body)
