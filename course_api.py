@@ -724,7 +724,8 @@ def parse_course(content_type, body):
         return None
     document = decode_json(body)
     has_lists = any(isinstance(value, list | dict) for value in document.values())
-    return None if has_lists and "code" not in document else document
+    is_list = isinstance(document.get("courses"), list) or (has_lists and "code" not in document)
+    return None if is_list else document
 
 
 def read_upload(body, options):

@@ -292,7 +292,9 @@ def read_json(text, options):
     """
     check_size(max(text.count("{"), text.count("[") // 2), options)
     rows = document = decode_json(text)
-    if isinstance(document, dict) and not is_course(document, options):
+    if isinstance(document, dict) and isinstance(document.get("courses"), list):  # as GET /courses returns it
+        rows = document["courses"]
+    elif isinstance(document, dict) and not is_course(document, options):
         arrays = [key for key, value in document.items() if isinstance(value, list)]
         nested = [key for key, value in document.items() if isinstance(value, dict)]
         if len(arrays) == 1:

@@ -122,6 +122,11 @@ def test_one_course_stays_one_with_the_defaults_that_generated_clients_send(clie
     assert without_id(response.json) == NEW
 
 
+@pytest.mark.parametrize("others", [{"code": "A"}, {"links": []}, {"next": None, "errors": [], "total": {}}])
+def test_the_array_courses_is_the_list_whatever_else_there_is(client, others):
+    assert client.post_json("/courses", others | {"courses": TWO}, status=201).json == {"created": 2}
+
+
 def test_an_empty_body_is_said_to_be_empty(client):
     response = client.post("/courses", b" ", content_type="application/json", status=400)
     check_error(response, "there is no JSON in it; it is empty")
