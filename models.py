@@ -215,7 +215,7 @@ class Course(db.Model):
         """
         stored = Stored(changes=[] if verbose else None)
         with db.write_transaction() as transaction:
-            if replace or skip:  # so that nobody adds a course meanwhile
+            if replace or skip:  # so that no course is added before the end
                 db.execute_sql(db.table_lock.format("courses"))
             is_current = old is None or cls.get_page()[1] == old
             if is_current:

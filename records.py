@@ -10,14 +10,13 @@ import csv
 import io
 import itertools
 import re
-import unicodedata
 import zipfile
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
-from fields import ValidationError
+from fields import ValidationError, to_nfc
 
 CSV, JSON, NDJSON = "text/csv", "application/json", "application/x-ndjson"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
@@ -162,8 +161,8 @@ def printable(text, limit=NO_LIMIT):
 
 
 def normalize(text):
-    """Return a text in NFC, unless it is too long for any field: long runs of accents take quadratic time."""
-    return text if text.isascii() or len(text) > 1000 else unicodedata.normalize("NFC", text)
+    """Return a text in NFC, unless it is too long for any field."""
+    return to_nfc(text, 250)
 
 
 # -- Records -----------------------------------------------------------------------------------------------------------
