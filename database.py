@@ -400,8 +400,9 @@ class MariaDB(ServerPool, PooledMySQLDatabase, ResolvedMariaDB):
     table_lock = "SELECT COUNT(*) FROM {} FOR UPDATE"  # locks all rows, and the gaps between them
     migration_lock = "SELECT GET_LOCK(CONCAT(DATABASE(), ' schema'), 3600)"  # held until the connection closes
     scrub_sql = "OPTIMIZE TABLE users"
-    read_mark = (
-        "SELECT table_comment FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'users'"
+    read_mark = (  # MAX gives a row also while another copy rewrites the table, which is then missing there
+        "SELECT MAX(table_comment) FROM information_schema.tables "
+        "WHERE table_schema = DATABASE() AND table_name = 'users'"
     )
     write_mark = "ALTER TABLE users COMMENT = 'scrubbed, migrations applied: {}'"
     code = staticmethod(mariadb_number)
