@@ -19,7 +19,8 @@ def up(_migrator, db):
     update = f"UPDATE users SET stamp = {db.param} WHERE id = {db.param}"
     for (user,) in db.execute_sql("SELECT id FROM users").fetchall():
         db.execute_sql(update, (secrets.token_hex(16), user))
-    db.execute_sql(f"""CREATE TABLE IF NOT EXISTS api_keys (
+    db.execute_sql("DROP TABLE IF EXISTS api_keys")  # of a later state, to which an older backup was restored
+    db.execute_sql(f"""CREATE TABLE api_keys (
         id {number} PRIMARY KEY,
         hash VARCHAR(64) {text} NOT NULL UNIQUE,
         user_id INTEGER NOT NULL,
