@@ -13,7 +13,6 @@ import ipaddress
 import logging
 import os
 import pathlib
-import queue
 import random
 import re
 import socket
@@ -178,9 +177,10 @@ class Lookup:
     """
 
     def _connect(self):
-        hosts = str(self.connect_params.get("host") or "").split(",")  # PostgreSQL takes several
-        if "hostaddr" not in self.connect_params and all(map(is_name, hosts)):
-            wait_for_lookup(hosts, CONNECT_SECONDS)
+        params = self.connect_params
+        hosts = str(params.get("host") or "").split(",")  # PostgreSQL takes several
+        silent = 0 if "hostaddr" in params else count_silent(hosts, CONNECT_SECONDS)
+        self.connect_params = skip_hosts(params, silent)  # Peewee lets one thread connect at a time
         try:
             return super()._connect()
         except OSError as error:  # PyMySQL's, of a file; it wraps those of the network
@@ -190,6 +190,14 @@ class Lookup:
             if is_drivers_own or re.search(r'invalid .*"', str(error)):  # as libpq says: invalid port number: "word"
                 raise peewee.InterfaceError(BAD_OPTION) from None
             raise
+        finally:
+            self.connect_params = params
+
+
+def skip_hosts(params, number):
+    """Return a connection's parameters without the first of several hosts, and without their ports."""
+    lists = {name: params[name].split(",") for name in ("host", "port") if "," in str(params.get(name))}
+    return params | {name: ",".join(values[number:]) for name, values in lists.items()}
 
 
 def is_name(host):
@@ -201,24 +209,29 @@ def is_name(host):
     return False
 
 
-def wait_for_lookup(hosts, seconds):
-    """Wait until one of these names is looked up, or cannot be; raise peewee.OperationalError after so many seconds.
+def count_silent(hosts, seconds):
+    """Return how many hosts come before the first one that is no name, or is looked up or refused within this time.
 
-    The system's own limit is often 10 seconds. A thread that waits for it ends with it.
+    Raises peewee.OperationalError if there is none. The system's own limit is often 10 seconds for each name. A thread
+    that waits for it ends with it.
     """
-    done = queue.SimpleQueue()
+    deadline = time.monotonic() + seconds
 
-    def look_up(host):
+    def look_up(host, is_done):
         with contextlib.suppress(OSError, UnicodeError):  # the driver says why
             socket.getaddrinfo(host, None)
-        done.put(host)
+        is_done.set()
 
-    for host in hosts:
-        threading.Thread(target=look_up, args=[host], daemon=True).start()
-    try:
-        done.get(timeout=seconds)
-    except queue.Empty:
-        raise peewee.OperationalError(f"no name server answers for {' and '.join(hosts)}") from None
+    done = [threading.Event() for _ in hosts]
+    for host, is_done in zip(hosts, done, strict=True):
+        if is_name(host):
+            threading.Thread(target=look_up, args=[host, is_done], daemon=True).start()
+        else:
+            is_done.set()
+    for number, is_done in enumerate(done):
+        if is_done.wait(max(0, deadline - time.monotonic())):
+            return number
+    raise peewee.OperationalError(f"no name server answers for {' and '.join(hosts)}")
 
 
 class UrlError(ValueError):

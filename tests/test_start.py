@@ -138,18 +138,31 @@ def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
     answered.set()
 
 
-@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["/run/postgresql"], ["@socket"], ["::1"], [""], ["db", "10.0.0.1"]])
+@pytest.mark.parametrize(
+    ("hosts", "ports", "used"),
+    [
+        ("good,silent", "1,2", ("good,silent", "1,2")),
+        ("silent,good", "1,2", ("good", "2")),
+        ("silent,silent,good,silent", 5432, ("good,silent", 5432)),
+        ("silent,10.0.0.1", "1,2", ("10.0.0.1", "2")),
+        ("silent,::1", "1,2", ("::1", "2")),
+        ("silent,/run/postgresql", "1,2", ("/run/postgresql", "2")),
+        ("silent,%40socket", "1,2", ("@socket", "2")),
+        ("silent,", "1,2", ("", "2")),
+    ],
+)
 @pytest.mark.sqlite
-def test_only_names_are_looked_up(hosts):
-    assert not all(map(database.is_name, hosts))
-
-
-@pytest.mark.sqlite
-def test_one_of_several_names_is_enough(monkeypatch):
-    answered = threading.Event()
+def test_hosts_in_front_whose_names_nobody_looks_up_are_skipped(monkeypatch, hosts, ports, used):
+    answered, given = threading.Event(), []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, _: host == "good" or answered.wait())
-    database.wait_for_lookup(["bad", "good"], 20)
+    monkeypatch.setattr(database, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(peewee.PostgresqlDatabase, "_connect", lambda target: given.append(target.connect_params))
+    target = database.connect(f"postgresql:///name?host={hosts}&port={ports}")
+    before = target.connect_params
+    database.ResolvedPostgreSQL._connect(target)
     answered.set()
+    assert [(params["host"], params["port"]) for params in given] == [used]
+    assert target.connect_params == before
 
 
 @pytest.fixture
