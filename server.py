@@ -48,6 +48,7 @@ WAITRESS_OPTIONS = {
     "max_request_body_size": 10**4300,  # bytes, more than Python reads from text; Parser judges
     "inbuf_overflow": 2**30,  # bytes; more would go to a file, and the disk may be read-only
     "outbuf_overflow": 2**30,
+    "outbuf_high_watermark": 2**30,  # bytes; above it, a thread would wait until its client reads
     "ident": None,  # no Server header
     "clear_untrusted_proxy_headers": False,  # the app reads the only one that counts
 }
@@ -224,6 +225,7 @@ class Parser(HTTPRequestParser):
     """
 
     is_cut = False
+    pipelined = b""  # what came behind this request
 
     def __init__(self, adj, server):
         super().__init__(adj)
@@ -237,7 +239,10 @@ class Parser(HTTPRequestParser):
         elif self.chunked and len(self.body_rcv.control_line) + len(self.body_rcv.trailer) > MAX_CHUNK_LINE:
             self.error, self.completed = BadRequest("a chunk's size, or the trailer, is too long"), True
         if not (self.error or self.is_cut):
-            return consumed
+            if not self.completed or self.empty:
+                return consumed
+            self.pipelined = data[consumed:]
+            return len(data)
         self.expect_continue = False
         origin = re.search(rb"(?i)\r\nOrigin:[ \t]*([!-~]+)", start + data) if self.error else None
         if origin:  # which is not parsed if the headers are bad
@@ -299,6 +304,7 @@ class Channel(HTTPChannel):
     """
 
     task_class, error_task_class = Task, RefusalTask
+    pipelined = b""  # what came behind the last request, kept until the client has read the response to that
     lingers = False  # once a request has been refused
     rest, end = None, None  # while it lingers: the bytes that may still come, and until when
 
@@ -308,6 +314,19 @@ class Channel(HTTPChannel):
     def service(self):
         self.lingers = bool(self.requests[0].error or self.requests[0].is_cut)
         super().service()
+
+    def readable(self):
+        return not self.pipelined and super().readable()
+
+    def writable(self):
+        return super().writable() or (self.pipelined and not self.requests)
+
+    def handle_write(self):
+        """Send what waits; then go on with the next request, if it is here already."""
+        super().handle_write()
+        if self.pipelined and self.connected and not (self.requests or self.total_outbufs_len):
+            data, self.pipelined = self.pipelined, b""
+            self.received(data)
 
     def handle_close(self):
         if self.lingers and self.connected:
@@ -344,7 +363,7 @@ class Channel(HTTPChannel):
     @property
     def is_idle(self):
         """Whether nothing is on its way in or out."""
-        return self.rest is None and not (self.request or self.requests or self.total_outbufs_len)
+        return self.rest is None and not (self.request or self.requests or self.pipelined or self.total_outbufs_len)
 
 
 class Server(TcpWSGIServer):
@@ -360,20 +379,15 @@ class Server(TcpWSGIServer):
         super().__init__(service.app, *args, **options)
         self.service, self.login_dispatcher, self.upload_dispatcher = service, login_dispatcher, upload_dispatcher
 
-    def set_socket_options(self, connection):
-        """Let Linux hang up on a client that reads nothing; waitress would wait while it has requests."""
-        super().set_socket_options(connection)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * STALL_SECONDS)
-
     def maintenance(self, now):
         """Close connections that are idle or slow; sooner where there is little room for others."""
         super().maintenance(now)
         is_crowded = len(self._map) > 0.9 * self.adj.connection_limit
         patience = CROWDED_SECONDS if is_crowded else STALL_SECONDS
-        for channel in self.active_channels.values():
-            if not channel.requests and (is_crowded or not channel.is_idle):
-                channel.will_close |= channel.is_overdue(now, patience)
+        for channel in list(self.active_channels.values()):
+            is_due = not channel.requests and (is_crowded or not channel.is_idle)
+            if is_due and channel.is_overdue(now, patience):
+                channel.handle_close()  # not will_close, which waits until the client reads
 
     def count_requests(self, limit):
         """Return how many requests of this limit arrive or wait; only large ones pay for looking at all connections."""
@@ -384,6 +398,7 @@ class Server(TcpWSGIServer):
     def add_task(self, channel):
         """Hand the first request of a channel to the threads that are to answer it."""
         request = channel.requests[0]
+        channel.pipelined = request.pipelined
         if stopping.is_set():
             request.headers["CONNECTION"] = "close"
         path = "" if request.error else request.path.removeprefix(URL_PREFIX)
