@@ -215,7 +215,6 @@ class BusyError(Error):
 # The "$" of waitress also matches before a line feed, at which another server may end the line (CVE-2025-55315).
 receiver.ONLY_HEXDIG_RE = re.compile(receiver.ONLY_HEXDIG_RE.pattern[:-1] + rb"\Z")
 receiver.CHUNK_EXT_RE = re.compile(receiver.CHUNK_EXT_RE.pattern[:-1] + rb"\Z")
-wasyncore._DISCONNECTED |= {errno.ETIMEDOUT}  # a client that reads nothing is no fault with a traceback
 
 
 class Parser(HTTPRequestParser):
