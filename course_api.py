@@ -30,6 +30,7 @@ from bottle import HTTPError, HTTPResponse, request, response
 
 import course_files
 import database
+import logs
 import models
 import server
 import settings
@@ -1177,7 +1178,7 @@ def main():
     if unknown:
         example = "PORT=5001 python course_api.py"
         parser.error(f"{' '.join(unknown)}: settings are environment variables, such as: {example}")
-    server.set_up_log()
+    logs.set_up_log()
     with server.exit_on_signals():
         prepare()
     server.serve(

@@ -1,4 +1,4 @@
-"""waitress, with what it lets an application add: JSON errors, stricter headers, a log, quick reads, a graceful stop.
+"""waitress, with what it lets an application add: JSON errors, stricter headers, quick reads, a graceful stop.
 
 Private parts of waitress are touched here only, each with the reason.
 """
@@ -6,7 +6,6 @@ Private parts of waitress are touched here only, each with the reason.
 import collections
 import contextlib
 import errno
-import functools
 import io
 import logging
 import os
@@ -17,7 +16,6 @@ import sys
 import threading
 import time
 from typing import NamedTuple
-from urllib.parse import quote
 
 import msgspec
 from waitress import receiver, wasyncore
@@ -29,7 +27,8 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, Error
 
-from settings import HOST, LOG_LEVEL, PORT, THREADS, URL_PREFIX
+from logs import log_request, log_writer
+from settings import HOST, PORT, THREADS, URL_PREFIX
 
 MAX_CONNECTIONS = 2000
 MAX_BLANKS = 1000  # in the headers of a request, for which waitress takes quadratic time
@@ -53,98 +52,9 @@ WAITRESS_OPTIONS = {
     "clear_untrusted_proxy_headers": False,  # the app reads the only one that counts
 }
 LINGER_SECONDS = 0.5  # after SIGTERM, open connections may still send a request
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("course_api")
 quick_channels = collections.deque()  # whose requests the main thread is to answer
 stopping = threading.Event()
-
-
-# -- The log -----------------------------------------------------------------------------------------------------------
-
-MAX_LINES = 10_000  # that wait to be written
-MAX_PATH = 300  # characters of a path in the log
-BATCH_SECONDS = 0.05  # between writes to the log; with one for each line, requests take a tenth longer (measured)
-is_plain = re.compile(r"[\w./:~*-]+", re.ASCII).fullmatch
-
-
-class LogWriter(logging.Handler):
-    """Writes lines to standard output in a thread of its own, so that nothing waits for whoever reads them.
-
-    What comes while MAX_LINES wait is dropped and counted.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.lines, self.arrived, self.lost, self.count = collections.deque(), threading.Event(), 0, threading.Lock()
-
-    def start(self):
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def emit(self, record):
-        self.add(self.format(record))
-
-    def add(self, line):
-        """Write a line soon."""
-        if len(self.lines) < MAX_LINES:
-            self.lines.append(line)
-        else:
-            with self.count:
-                self.lost += 1
-        if not self.arrived.is_set():
-            self.arrived.set()
-
-    def run(self):
-        while self.arrived.wait():
-            time.sleep(BATCH_SECONDS)
-            self.write()
-            self.arrived.clear()
-            if self.lines:  # that came in between
-                self.arrived.set()
-
-    def write(self):
-        """Write the lines that wait, and how many were lost before them."""
-        lines = [self.lines.popleft() for _ in range(len(self.lines))]
-        with self.count:
-            lost, self.lost = self.lost, 0
-        if lost:
-            lines.append(f"{format_time(int(time.time()))} WARNING {lost:,} lines lost, since nobody read the log")
-        data = "".join(f"{line}\n" for line in lines).encode(sys.stdout.encoding, "backslashreplace")
-        try:
-            while data:
-                data = data[os.write(sys.stdout.fileno(), data) :]
-        except OSError:  # a full disk or a closed pipe
-            with self.count:
-                self.lost += lost + len(lines) - bool(lost)
-
-    def flush(self):
-        """Wait until the lines are written, for up to a second."""
-        deadline = time.monotonic() + 1
-        while self.arrived.is_set() and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-
-log_writer = LogWriter()
-
-
-@functools.lru_cache(maxsize=4)
-def format_time(seconds):
-    """Return a whole number of seconds of Unix time as the log shows it."""
-    return time.strftime(TIME_FORMAT, time.gmtime(seconds))
-
-
-def escape(text, encoding="utf-8"):
-    """Return a text as one field of the log."""
-    return text if is_plain(text) else quote(text, "/:", encoding, "replace") or "-"
-
-
-def set_up_log():
-    """Write the log to standard output, in UTC."""
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(handlers=[log_writer], level=LOG_LEVEL, format=LOG_FORMAT, datefmt=TIME_FORMAT)
-    logging.getLogger("peewee").setLevel("WARNING")  # its DEBUG shows password hashes and the key
-    logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits
-    log_writer.start()
 
 
 # -- Requests and connections ------------------------------------------------------------------------------------------
@@ -182,15 +92,9 @@ class Task(WSGITask):
             method, path = getattr(self.request, "command", "-"), getattr(self.request, "path", "-")
             is_quiet = path.removeprefix(URL_PREFIX) in self.channel.server.service.quiet_paths
             level = logging.DEBUG if is_quiet else logging.INFO
-            if log.isEnabledFor(level):
-                address, user = escape(environ["REMOTE_ADDR"]), escape(environ.get("REMOTE_USER", "-"))
-                path = escape(path[:MAX_PATH], "latin1")
-                size = self.content_length if self.has_body and method != "HEAD" else 0
-                milliseconds = (time.time() - self.start_time) * 1000
-                log_writer.add(
-                    f"{format_time(int(self.start_time))} {logging.getLevelName(level)} {address} {user} {method} "
-                    f"{path} {self.status[:3]} {size or 0} bytes {milliseconds:.1f} ms"
-                )
+            size = self.content_length if self.has_body and method != "HEAD" else 0
+            address, user = environ["REMOTE_ADDR"], environ.get("REMOTE_USER", "-")
+            log_request(level, self.start_time, address, user, method, path, self.status[:3], size or 0)
 
 
 class RefusalTask(Task):

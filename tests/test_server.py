@@ -299,7 +299,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_service(tmp_path):
 
 def test_a_log_that_nobody_reads_holds_up_no_request_and_no_signal_and_what_is_lost_is_counted(tmp_path):
     (port,) = find_ports(1)
-    program = "import course_api, server; server.MAX_LINES = 100; course_api.main()"
+    program = "import course_api, logs; logs.MAX_LINES = 100; course_api.main()"
     options = process_options(tmp_path, {"PORT": str(port)})
     with subprocess.Popen([*PYTHON, "-c", program], stdout=subprocess.PIPE, **options) as process:
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)

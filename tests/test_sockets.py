@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pathlib
 import re
 import shutil
 import socket
@@ -341,8 +342,10 @@ def test_a_client_that_reads_late_gets_all_responses_in_order(api):
 def test_a_client_that_reads_nothing_is_hung_up_on(start):
     program = "import course_api, server; server.STALL_SECONDS = 0; server.WAITRESS_OPTIONS['cleanup_interval'] = 0"
     api = start("-c", f"{program}; course_api.main()")
+    files = pathlib.Path(f"/proc/{api.process.pid}/fd")
+    before = len(list(files.iterdir()))
     with connect(api.url) as connection:
         connection.sendall(BUNDLE * 10)
-        time.sleep(1)
+        wait_until(lambda: bytes_that_wait(connection))
+        wait_until(lambda: len(list(files.iterdir())) == before)
         assert read_all(connection).count(b"HTTP/1.1 200 OK") < 10
-
