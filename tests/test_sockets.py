@@ -7,7 +7,6 @@ import re
 import shutil
 import socket
 import struct
-import time
 
 import pytest
 from processes import Server
