@@ -353,6 +353,7 @@ def positive_number(text):
 
 def add_import_options(importer):
     """Add the options that `import` has; the query parameters of POST and PUT /courses have the same names."""
+    importer.usage = "%(prog)s FILE [OPTION ...]"  # behind the names of columns, the file would be one of them
     importer.add_argument("file", metavar="FILE", help="a CSV, JSON, NDJSON or .xlsx file, or - for standard input")
     for name in FIELDS:
         text = f"the columns that make up the {name}, if they have other names"

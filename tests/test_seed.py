@@ -284,6 +284,12 @@ def test_import_takes_what_the_list_returns(command, client):
     assert [row["code"] for row in Course.get_all_courses()] == ["CSE115", "CSE465"]
 
 
+def test_a_file_that_stands_behind_the_names_of_columns_is_told_to_stand_first(run):
+    done = run("seed.py", "import", "--name", "Title", "list.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: seed.py import FILE [OPTION ...]\n")
+
+
 def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
     before = Course.get_all_courses()
     text = "code,name,instructor\n\nA,a,a\nB,,b\nA,c,c\n" + "E,,\n" * 101
