@@ -161,7 +161,7 @@ def test_a_token_outlives_a_restart_unless_the_key_changes(seeded, start):
 
 
 def test_it_says_that_there_is_no_user_yet(api):
-    assert "run python seed.py" in "".join(api.output)
+    assert "there is no user yet; add one: python seed.py user NAME" in "".join(api.output)
 
 
 def test_on_a_public_address_it_warns_of_the_published_password_until_that_is_changed(run, start, seeded):
