@@ -36,6 +36,7 @@ MAX_HEADERS = 100  # of a request; each takes much more memory than its text
 MAX_LARGE = 100  # bodies of more than LARGE_BODY, of which 2,000 would take too much memory
 LARGE_BODY = 8 * 1024  # bytes; those of logins and of single courses are smaller
 MAX_CHUNK_LINE = 1024  # bytes of a chunk's size with its extensions, and of the trailer: quadratic time, too
+TLS_HANDSHAKE = b"\x16\x03"  # the beginning of what a client sends to https:// (RFC 8446 §5.1)
 IDLE_SECONDS = 150  # a connection stays open between requests; proxies keep theirs for up to 120
 STALL_SECONDS = 30  # a client may pause within a request or a response
 CROWDED_SECONDS = 5  # either, once nine tenths of the connections are in use
@@ -141,6 +142,8 @@ class Parser(HTTPRequestParser):
             self.judge(size)
         elif self.chunked and len(self.body_rcv.control_line) + len(self.body_rcv.trailer) > MAX_CHUNK_LINE:
             self.error, self.completed = BadRequest("a chunk's size, or the trailer, is too long"), True
+        elif not (self.headers_finished or start) and data.startswith(TLS_HANDSHAKE):
+            self.error, self.completed = BadRequest("this port speaks HTTP, not HTTPS"), True
         if not (self.error or self.is_cut):
             if not self.completed or self.empty:
                 return consumed
@@ -351,7 +354,7 @@ def listen(service, sockets):
         hint = "see HOST and PORT"
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             hint = f"choose another: PORT={PORT + 1 if PORT < 65535 else 5001} python course_api.py"
-        sys.exit(f"cannot listen on {HOST}:{PORT}: {error}; {hint}")
+        sys.exit(f"cannot listen on {HOST}:{PORT}: {str(error).rstrip('.')}; {hint}")
     return servers
 
 

@@ -114,6 +114,12 @@ def test_bad_framing_is_a_400_and_nothing_behind_it_is_believed(api, kind):
     assert is_well(api)
 
 
+def test_a_client_of_https_is_not_left_waiting(api):
+    with connect(api.url) as connection:
+        connection.sendall(TLS_HELLO)
+        assert b"this port speaks HTTP, not HTTPS" in read_all(connection)
+
+
 @pytest.mark.parametrize(
     ("data", "status"),
     [
