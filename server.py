@@ -144,16 +144,16 @@ class Parser(HTTPRequestParser):
             self.error, self.completed = BadRequest("a chunk's size, or the trailer, is too long"), True
         elif not (self.headers_finished or start) and data.startswith(TLS_HANDSHAKE):
             self.error, self.completed = BadRequest("this port speaks HTTP, not HTTPS"), True
-        if not (self.error or self.is_cut):
-            if not self.completed or self.empty:
-                return consumed
+        if self.error or self.is_cut:  # so that nothing behind it is believed
+            self.expect_continue = False
+            origin = re.search(rb"(?i)\r\nOrigin:[ \t]*([!-~]+)", start + data) if self.error else None
+            if origin:  # which is not parsed if the headers are bad
+                self.headers.setdefault("ORIGIN", origin[1].decode())
+        elif self.completed and not self.empty:
             self.pipelined = data[consumed:]
-            return len(data)
-        self.expect_continue = False
-        origin = re.search(rb"(?i)\r\nOrigin:[ \t]*([!-~]+)", start + data) if self.error else None
-        if origin:  # which is not parsed if the headers are bad
-            self.headers.setdefault("ORIGIN", origin[1].decode())
-        return len(data)  # nothing behind it is believed
+        else:
+            return consumed
+        return len(data)
 
     def judge(self, size):
         """Cut the body off if this request may not send so much, and refuse it if too many do."""
@@ -204,13 +204,14 @@ def encode_target(header_plus):
 
 
 class Channel(HTTPChannel):
-    """A connection. One whose client may still be sending what is refused is read on for a while before it is closed.
+    """A connection, which reads a request once the response before it has been read.
 
+    If the client may still be sending what is refused, the connection is read on for a while before it is closed.
     Otherwise the close would be a reset, which can reach the client before it has read why.
     """
 
     task_class, error_task_class = Task, RefusalTask
-    pipelined = b""  # what came behind the last request, kept until the client has read the response to that
+    pipelined = b""  # what came behind the request that is served
     lingers = False  # once a request has been refused
     rest, end = None, None  # while it lingers: the bytes that may still come, and until when
 
