@@ -222,8 +222,9 @@ class Channel(HTTPChannel):
         self.lingers = bool(self.requests[0].error or self.requests[0].is_cut)
         super().service()
 
-    def readable(self):
-        return not self.pipelined and super().readable()
+    def handle_read(self):
+        if not self.pipelined:
+            super().handle_read()
 
     def writable(self):
         return super().writable() or (self.pipelined and not self.requests)
