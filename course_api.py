@@ -1131,6 +1131,11 @@ def is_quick(method, path):
     return method == "GET" and db.reads_never_wait and re.fullmatch(r"/courses/[^/]+", path) is not None
 
 
+def is_queued(method):
+    """Return whether a request is a write, and the database takes one write at a time."""
+    return method in ("POST", "PUT", "PATCH", "DELETE") and not db.pooled
+
+
 def make_headers(origin):
     """Return the headers of a response of the server's own, to a request from a page of this origin or ""."""
     request.bind({"REQUEST_METHOD": "GET", "HTTP_ORIGIN": origin})
@@ -1191,6 +1196,7 @@ def main():
             body_limit=body_limit,
             max_uploads=MAX_UPLOADS,
             is_quick=is_quick,
+            is_queued=is_queued,
             login_paths={"/login", "/token", "/password"},
             max_logins=MAX_LOGINS,
             quiet_paths={"/health"},

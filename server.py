@@ -71,6 +71,7 @@ class Service(NamedTuple):
     body_limit: object  # a function of an environ without a body: how many bytes its body may have
     max_uploads: int  # bodies of more than max_body that arrive or wait at a time
     is_quick: object  # a function of a method and a path: whether the main thread can answer without waiting
+    is_queued: object  # a function of a method: whether the request would wait for all others of which it is true
     login_paths: set  # whose requests wait for each other
     max_logins: int  # at a time
     quiet_paths: set  # logged at DEBUG only
@@ -92,6 +93,8 @@ class Task(WSGITask):
             environ = self.environ or {"REMOTE_ADDR": self.channel.addr[0]}
             method, path = getattr(self.request, "command", "-"), getattr(self.request, "path", "-")
             is_quiet = path.removeprefix(URL_PREFIX) in self.channel.server.service.quiet_paths
+            if self.request.is_queued and self.status[:3] == "503" and not self.request.error:
+                self.channel.server.gave_up = time.time()
             level = logging.DEBUG if is_quiet else logging.INFO
             size = self.content_length if self.has_body and method != "HEAD" else 0
             address, user = environ["REMOTE_ADDR"], environ.get("REMOTE_USER", "-")
@@ -128,7 +131,7 @@ class Parser(HTTPRequestParser):
     A body that is too large is cut off as soon as that is known: the app gets only its size, to refuse it.
     """
 
-    is_cut = False
+    is_cut = is_queued = False
     pipelined = b""  # what came behind this request
 
     def __init__(self, adj, server):
@@ -219,7 +222,10 @@ class Channel(HTTPChannel):
         return Parser(adj, self.server)
 
     def service(self):
-        self.lingers = bool(self.requests[0].error or self.requests[0].is_cut)
+        request = self.requests[0]
+        if request.is_queued and self.last_activity < self.server.gave_up:
+            request.error = BusyError("the requests before this one waited in vain; try again soon")
+        self.lingers = bool(request.error or request.is_cut)
         super().service()
 
     def handle_read(self):
@@ -278,14 +284,17 @@ class Server(TcpWSGIServer):
     """Leaves one indexed read of SQLite to the main thread, which reads all requests, and the rest to other threads.
 
     Handing such a request, and the interpreter's lock, to another thread takes longer than the request (measured).
-    Logins, which wait for each other, have threads of their own. So have large uploads, one thread for all.
+    Logins, which wait for each other, have threads of their own. Large uploads have one thread for all, and so have the
+    writes of SQLite: in several threads they would wait for each other, a tenth longer (measured), and reads for them.
     """
 
     channel_class = Channel
+    gave_up = 0  # when a queued request was last answered 503, in Unix time; those behind it would wait as long again
 
-    def __init__(self, service, login_dispatcher, upload_dispatcher, *args, **options):
+    def __init__(self, service, login_dispatcher, upload_dispatcher, queue_dispatcher, *args, **options):
         super().__init__(service.app, *args, **options)
-        self.service, self.login_dispatcher, self.upload_dispatcher = service, login_dispatcher, upload_dispatcher
+        self.service, self.login_dispatcher = service, login_dispatcher
+        self.upload_dispatcher, self.queue_dispatcher = upload_dispatcher, queue_dispatcher
 
     def maintenance(self, now):
         """Close connections that are idle or slow; sooner where there is little room for others."""
@@ -317,6 +326,9 @@ class Server(TcpWSGIServer):
             self.login_dispatcher.add_task(channel)
         elif request.is_upload:
             self.upload_dispatcher.add_task(channel)
+        elif not request.error and self.service.is_queued(request.command):
+            request.is_queued = True
+            self.queue_dispatcher.add_task(channel)
         else:
             super().add_task(channel)
 
@@ -333,8 +345,8 @@ def poll(sockets, seconds):
 
 def listen(service, sockets):
     """Return a server for each address of HOST; exit with one line if one cannot be used."""
-    dispatchers = [ThreadedTaskDispatcher() for _ in range(3)]
-    for dispatcher, threads in zip(dispatchers, (THREADS, service.max_logins + 1, 1), strict=True):
+    dispatchers = [ThreadedTaskDispatcher() for _ in range(4)]
+    for dispatcher, threads in zip(dispatchers, (THREADS, service.max_logins + 1, 1, 1), strict=True):
         dispatcher.set_thread_count(threads)  # of logins one more, to refuse the others
     servers, port = [], PORT
     try:

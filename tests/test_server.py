@@ -379,6 +379,15 @@ def test_slow_writes_hold_up_no_read_and_are_all_carried_out(slow, number, threa
     assert [write.result() for write in writes] == [(201, "")] * number
 
 
+def test_writes_that_wait_behind_one_that_fails_fail_with_it_and_not_one_after_the_other(slow):
+    api, headers, writes, finish = slow(6)
+    wait_until(lambda: all(write.done() for write in writes))
+    assert [write.result()[0] for write in writes] == [503] * 6
+    assert api.output.count("adding") == 1  # only one has asked the database
+    finish()
+    assert api.request("/courses", "POST", NEW, **headers) == (201, "")
+
+
 def test_a_signal_lets_a_request_finish_and_the_exit_status_is_0(slow):
     api, _, (write,), finish = slow(1)
     api.process.terminate()
