@@ -17,6 +17,7 @@ from processes import PYTHON, process_options, refused, run_bound
 from servers import ROOT, execute, new_database, own_postgres, wait_until
 
 import database
+import database_url
 
 # -- Passwords in DATABASE_URL -----------------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ def test_a_password_reaches_the_driver_to_the_letter(url, password):
 def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: answered.wait())
-    monkeypatch.setattr(database, "CONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(database_url, "CONNECT_SECONDS", 0.01)
     target = database.connect(f"{scheme}://db.example/name")
     with pytest.raises(peewee.OperationalError, match=r"no name server answers for db\.example"):
         target.connect()
@@ -141,14 +142,14 @@ def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
 @pytest.mark.parametrize("hosts", [["127.0.0.1"], ["/run/postgresql"], ["@socket"], ["::1"], [""], ["db", "10.0.0.1"]])
 @pytest.mark.sqlite
 def test_only_names_are_looked_up(hosts):
-    assert not all(map(database.is_name, hosts))
+    assert not all(map(database_url.is_name, hosts))
 
 
 @pytest.mark.sqlite
 def test_one_of_several_names_is_enough(monkeypatch):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, _: host == "good" or answered.wait())
-    database.wait_for_lookup(["bad", "good"], 20)
+    database_url.wait_for_lookup(["bad", "good"], 20)
     answered.set()
 
 
