@@ -35,7 +35,7 @@ import server
 import settings
 from database import db
 from fields import Text, ValidationError, WholeNumber, to_nfc
-from models import CHANGEABLE, FIELDS, KEY_PREFIX, SORTS, ApiKey, Course, Cursor, User, Writer, join_words
+from models import CHANGEABLE, FIELDS, KEY_PREFIX, SORTS, ApiKey, Course, Cursor, Mode, User, Writer, join_words
 from records import CSV, JSON, NDJSON, XLSX
 
 VERSION = "3.0.0"
@@ -94,8 +94,8 @@ def add_courses(by, update=False, skip_invalid=False, dry_run=False, **options):
     reading = read_upload(body, options)
     if is_plain and reading.unit == "course":
         return add_course(reading.document, by)
-    options = {"update": update, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    stored = course_files.store_courses(reading, by=by, **options)
+    mode = Mode.UPDATE if update else Mode.ADD
+    stored = course_files.store_courses(reading, mode, by=by, skip_invalid=skip_invalid, dry_run=dry_run)
     if not stored:
         raise role_error(by) or role_changed()
     response.status = 200 if update or dry_run else 201
@@ -107,8 +107,8 @@ def replace_courses(by, skip_invalid=False, dry_run=False, **options):
     """Make a list in a file the whole catalogue: add, change and delete courses, all or none."""
     _, body = read_body(JSON, CSV, NDJSON, XLSX)
     reading, old = read_upload(body, options), load_list_for_conditions()
-    options = {"replace": True, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    stored = course_files.store_courses(reading, by=by, old=old, **options)
+    how = {"by": by, "old": old, "skip_invalid": skip_invalid, "dry_run": dry_run}
+    stored = course_files.store_courses(reading, Mode.REPLACE, **how)
     if not stored:
         raise role_error(by) or (HTTPError(412, LIST_CHANGED) if old else role_changed())
     return describe_upload(reading, stored, ["created", "updated", "deleted", "unchanged"], dry_run)

@@ -1,7 +1,7 @@
 """Courses in files: the one reader and writer of both doors, `seed.py import` and `POST` and `PUT /courses`.
 
     reading = read_courses(data, make_options({"code": ["Dept", "Number"], "repeats": "join"}))
-    stored = store_courses(reading, update=True)
+    stored = store_courses(reading, Mode.UPDATE)
 
 records.py turns bytes into records with names. Here each record becomes a course: which columns does each field come
 from, what is wrong with its value, and which course does it repeat? What is wrong with a file as a whole raises
@@ -27,7 +27,7 @@ import peewee
 
 from database import db
 from fields import Text, ValidationError
-from models import FIELDS, Course, split_array
+from models import FIELDS, Course, Mode, split_array
 from records import NO_LIMIT, SHOWN, Options, check_size, fold, list_names, normalize, printable, read_records
 
 REPEATS = ("refuse", "first", "join")
@@ -378,25 +378,27 @@ def summarize(refusals):
 # -- Storing -----------------------------------------------------------------------------------------------------------
 
 
-def store_courses(reading, *, update=False, replace=False, skip_invalid=False, **how):
+def store_courses(reading, mode=Mode.ADD, *, skip_invalid=False, **how):
     """Store what was read, as models.Course.store_courses does; return the Stored, or None as that does.
 
-    Raises UploadError if records were refused, unless `skip_invalid`. `replace` leaves the courses alone whose records
-    were refused. Twins and taken codes are added to the reading.
+    Raises UploadError if records were refused. With `skip_invalid` the others are stored, those whose codes exist are
+    refused under Mode.ADD, and Mode.REPLACE deletes no course whose record was refused. Twins and taken codes are added
+    to the reading.
     """
     courses, keep = list(reading.courses.values()), [refusal.code for refusal in reading.invalid]
-    codes, update = [course[KEY] for course in courses], update or replace
-    skip = skip_invalid and not update
-    if replace and not courses:
+    codes = [course[KEY] for course in courses]
+    if mode is Mode.REPLACE and not courses:
         raise ValidationError("there are no courses in it; an empty list would delete the whole catalogue")
     if reading.invalid and not skip_invalid:
-        refuse_taken(reading, [] if update else Course.find_codes(codes))
+        refuse_taken(reading, Course.find_codes(codes) if mode is Mode.ADD else [])
         raise UploadError(reading.invalid)
     reading.twins = find_twins(codes, find_comparable(codes, how.get("dry_run")))
+    if mode is Mode.ADD and skip_invalid:
+        mode = Mode.SKIP
     try:
-        stored = Course.store_courses(courses, update=update, replace=replace, skip=skip, keep=keep, **how)
+        stored = Course.store_courses(courses, mode, keep=keep, **how)
     except peewee.IntegrityError as error:
-        if update or not db.is_duplicate(error, "courses", KEY):
+        if mode is not Mode.ADD or not db.is_duplicate(error, "courses", KEY):
             raise
         refuse_taken(reading, Course.find_codes(codes))
         raise UploadError(reading.invalid) from None

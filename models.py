@@ -13,6 +13,7 @@ From a Python prompt, after `python seed.py`:
 
 import contextlib
 import dataclasses
+import enum
 import functools
 import hashlib
 import re
@@ -35,6 +36,15 @@ split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
 
+class Mode(enum.Enum):
+    """How an upload treats the courses that exist."""
+
+    ADD = enum.auto()  # a code that exists refuses the upload
+    SKIP = enum.auto()  # a course that exists stays unchanged
+    UPDATE = enum.auto()  # a course that exists is changed
+    REPLACE = enum.auto()  # as UPDATE, and courses that are not in the upload are deleted
+
+
 @dataclasses.dataclass
 class Stored:
     """What an upload did to the courses, or would have done."""
@@ -43,7 +53,7 @@ class Stored:
     updated: int = 0
     deleted: int = 0
     unchanged: int = 0
-    taken: list = dataclasses.field(default_factory=list)  # codes that were left as they are, since they exist
+    taken: list = dataclasses.field(default_factory=list)  # codes that were skipped
     changes: list | None = None  # if asked for: pairs of each course before and after, None if there is none
 
     def note(self, before, after):
@@ -193,10 +203,8 @@ class Course(db.Model):
     def store_courses(
         cls,
         courses,
+        mode=Mode.ADD,
         *,
-        update=False,
-        skip=False,
-        replace=False,
         keep=(),
         old=None,
         by=None,
@@ -207,21 +215,21 @@ class Course(db.Model):
     ):
         """Store courses, clean dicts of the fields that are given, all or none; return the Stored.
 
-        A new course gets the defaults of the other fields. A code that exists raises peewee.IntegrityError; with
-        `update` it is changed, with `skip` left as it is. `replace`, with `update`, also deletes all courses but these
-        and those with the codes in `keep`. Returns None if the user `by` may not write, or if the list is no longer
-        `old`, which get_page() returned. `dry_run` stores nothing in the end; `verbose` lists the changes. `progress`
-        passes on the courses. `before_commit` is called when only the commit is left.
+        A new course gets the defaults of the other fields. Under Mode.ADD, a code that exists raises
+        peewee.IntegrityError. Mode.REPLACE deletes no course whose code is in `keep`. Returns None if the user `by` may
+        not write, or if the list is no longer `old`, which get_page() returned. `dry_run` stores nothing in the end;
+        `verbose` lists the changes. `progress` passes on the courses. `before_commit` is called when only the commit is
+        left.
         """
         stored = Stored(changes=[] if verbose else None)
         with db.write_transaction() as transaction:
-            if replace or skip:  # so that no course is added before the end
+            if mode in (Mode.SKIP, Mode.REPLACE):  # so that no course is added before the end
                 db.execute_sql(db.table_lock.format("courses"))
             is_current = old is None or cls.get_page()[1] == old
             if is_current:
                 for batch in peewee.chunked(progress(courses), BATCH):
-                    cls.store_batch(batch, update, skip, stored)
-                if replace:
+                    cls.store_batch(batch, mode, stored)
+                if mode is Mode.REPLACE:
                     cls.delete_others({*keep, *(course["code"] for course in courses)}, stored)
             if not (is_current and lock_writer(by)):
                 transaction.rollback()
@@ -232,12 +240,12 @@ class Course(db.Model):
         return stored
 
     @classmethod
-    def store_batch(cls, courses, update, skip, stored):
+    def store_batch(cls, courses, mode, stored):
         """Store courses in one statement, as store_courses does; note in `stored` what that did."""
-        found = cls.lock_courses([course["code"] for course in courses]) if update or skip else {}
-        if skip:
+        found = {} if mode is Mode.ADD else cls.lock_courses([course["code"] for course in courses])
+        if mode is Mode.SKIP:
             stored.taken += found
-            courses, found = [course for course in courses if course["code"] not in found], {}
+            courses = [course for course in courses if course["code"] not in found]
         rows = [NEW | found.get(course["code"], {}) | course for course in courses]
         for row in rows:
             stored.note(found.get(row["code"]), row)
@@ -245,7 +253,7 @@ class Course(db.Model):
         if changed:
             values = [row[field] for row in changed for field in FIELDS]
             rows_sql = ", ".join([f"({VALUES})"] * len(changed))
-            on_conflict = db.upsert("code", CHANGEABLE) if update else ""
+            on_conflict = db.upsert("code", CHANGEABLE) if mode in (Mode.UPDATE, Mode.REPLACE) else ""
             db.execute_sql(sql(f"{INSERT} VALUES {rows_sql} {on_conflict}"), values)
 
     @classmethod

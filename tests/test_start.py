@@ -266,7 +266,7 @@ assert not any(os.access(folder, os.W_OK) for folder in ("/tmp", "/var/tmp", "/u
 database.init_db()
 rows = [{"code": f"C {n}", "name": "n" * 120, "instructor": "i" * 120} for n in range(60000)]
 print(models.Course.store_courses(rows).created)
-print(models.Course.store_courses([row | {"name": "m" * 120} for row in rows], update=True).updated)
+print(models.Course.store_courses([row | {"name": "m" * 120} for row in rows], models.Mode.UPDATE).updated)
 print(models.Course.get_page(sort="-name")[0])
 database.db.execute_sql("VACUUM")
 """
