@@ -115,20 +115,20 @@ def find_columns(names, options):
 
     Raises ValidationError if a needed column is named twice.
     """
-    places = collections.defaultdict(list)
+    places_by_name = collections.defaultdict(list)
     for place, name in enumerate(names):
-        places[fold(name)].append(place)
-    columns, missing = {}, []
-    for name, names_asked in options.columns.items():
-        for column in names_asked:
-            found = places.get(fold(column), ()) if fold(column) else ()
+        places_by_name[fold(name)].append(place)
+    places, missing = {}, []
+    for name, columns in options.columns.items():
+        for column in columns:
+            found = places_by_name.get(fold(column), ()) if fold(column) else ()
             if len(found) > 1:
                 raise ValidationError(f"the column {column} is named twice; remove one of them")
             if found:
-                columns.setdefault(name, []).append(found[0])
+                places.setdefault(name, []).append(found[0])
             elif name in options.asked or name in REQUIRED:
                 missing.append(column)
-    return columns, missing
+    return places, missing
 
 
 def explain_missing(records, missing, options):
@@ -137,12 +137,11 @@ def explain_missing(records, missing, options):
     likely = choose_columns(records.names, options)
     choice = show_options(options.over_http, **likely)
     first = f"the first {records.unit} must name the columns {', '.join(FIELDS)}, but is: {found}"
-    for number, cells in [] if records.typed else itertools.islice(records.rows, 20):
-        _, still_missing = find_columns(cells, options)
-        if not still_missing or {*REQUIRED} <= {*suggest_columns(cells)}:
-            header = show_options(options.over_http, header=[join_header(cells)], skip_invalid=True)
-            better = f"{records.unit} {number} seems to name them"
-            return f"{first}; {better}: delete what stands above it, or use {header}"
+    number, cells = (None, []) if records.typed else find_header(records.rows, options)
+    if cells:
+        header = show_options(options.over_http, header=[join_header(cells)], skip_invalid=True)
+        better = f"{records.unit} {number} seems to name them"
+        return f"{first}; {better}: delete what stands above it, or use {header}"
     if records.typed or suggest_columns(records.names):
         choose = f"; choose them, perhaps with {choice}" if likely else ""
         lacking = " or ".join(printable(name, SHOWN) for name in missing)
@@ -151,6 +150,15 @@ def explain_missing(records, missing, options):
     header = show_options(options.over_http, header=[join_header([*REQUIRED, "", *others])])
     no_names = f"if the file has no names, use {header}, with nothing for what you leave out"
     return f"{first}; if these are their names, choose some with {choice}; {no_names}"
+
+
+def find_header(rows, options):
+    """Return the number and the cells of the first row, of 20, that seems to name the columns, or None and no cells."""
+    for number, cells in itertools.islice(rows, 20):
+        _, missing = find_columns(cells, options)
+        if not missing or {*REQUIRED} <= {*suggest_columns(cells)}:
+            return number, cells
+    return None, []
 
 
 def join_header(names):
@@ -409,10 +417,12 @@ def store_courses(reading, mode=Mode.ADD, *, skip_invalid=False, **how):
 def refuse_taken(reading, codes):
     """Move the courses whose codes exist to the refused records."""
     taken = {*codes}
-    for number in [number for number, course in reading.courses.items() if taken and course[KEY] in taken]:
-        code = reading.courses.pop(number)[KEY]
-        error = f"Course code {code} is in the courses already"
-        reading.invalid.append(Refusal(number, error, KEY, "taken", None, code))
+    for number, course in list(reading.courses.items()):
+        code = course[KEY]
+        if code in taken:
+            del reading.courses[number]
+            error = f"Course code {code} is in the courses already"
+            reading.invalid.append(Refusal(number, error, KEY, "taken", None, code))
 
 
 def find_comparable(codes, dry_run):
@@ -441,11 +451,13 @@ def find_twins(codes, existing=()):
 
 def look(codes):
     """Return what each code looks like, the same for codes that a person could take for each other."""
+    if not codes:
+        return []
     text = "\n".join(code.replace("\n", " ") for code in codes)  # as one text, which is ten times as fast
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in ("Cf", "Mn"))
     text = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[^\S\n]+", "", text.casefold()))
-    return [repr(float(alike)) if NUMBER.fullmatch(alike) else alike for alike in text.split("\n") if codes]
+    return [repr(float(alike)) if NUMBER.fullmatch(alike) else alike for alike in text.split("\n")]
 
 
 NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?(e[+-]?\d{1,2})?", re.ASCII)
