@@ -33,7 +33,7 @@ from records import NO_LIMIT, SHOWN, Options, check_size, fold, list_names, norm
 REPEATS = ("refuse", "first", "join")
 MANY, LARGE = 1_000, 10_000  # courses of a list, and of a catalogue: see find_comparable()
 KEY = next(name for name, kind in FIELDS.items() if kind.key)
-REQUIRED = [name for name, kind in FIELDS.items() if kind.required]
+REQUIRED_IN_FILES = [name for name, kind in FIELDS.items() if kind.required_in_files]
 
 
 class Refusal(NamedTuple):
@@ -126,7 +126,7 @@ def find_columns(names, options):
                 raise ValidationError(f"the column {column} is named twice; remove one of them")
             if found:
                 places.setdefault(name, []).append(found[0])
-            elif name in options.asked or name in REQUIRED:
+            elif name in options.asked or name in REQUIRED_IN_FILES:
                 missing.append(column)
     return places, missing
 
@@ -146,8 +146,8 @@ def explain_missing(records, missing, options):
         choose = f"; choose them, perhaps with {choice}" if likely else ""
         lacking = " or ".join(printable(name, SHOWN) for name in missing)
         return f"there is no {kind} {lacking}; the {kind}s are {found}{choose}"
-    others = [name for name in FIELDS if name not in REQUIRED]
-    header = show_options(options.over_http, header=[join_header([*REQUIRED, "", *others])])
+    others = [name for name in FIELDS if name not in REQUIRED_IN_FILES]
+    header = show_options(options.over_http, header=[join_header([*REQUIRED_IN_FILES, "", *others])])
     no_names = f"if the file has no names, use {header}, with nothing for what you leave out"
     return f"{first}; if these are their names, choose some with {choice}; {no_names}"
 
@@ -156,7 +156,7 @@ def find_header(rows, options):
     """Return the number and the cells of the first row, of 20, that seems to name the columns, or None and no cells."""
     for number, cells in itertools.islice(rows, 20):
         _, missing = find_columns(cells, options)
-        if not missing or {*REQUIRED} <= {*suggest_columns(cells)}:
+        if not missing or {*REQUIRED_IN_FILES} <= {*suggest_columns(cells)}:
             return number, cells
     return None, []
 
@@ -174,7 +174,7 @@ def choose_columns(names, options):
             choice[name] = list(asked)
         elif likely.get(name) and [fold(column) for column in likely[name]] != [name]:
             choice[name] = likely[name]
-        elif name in REQUIRED and not likely.get(name):
+        elif name in REQUIRED_IN_FILES and not likely.get(name):
             choice[name] = ["COLUMN"]
     return choice
 
@@ -264,7 +264,7 @@ def read_courses(data, options, content_type=""):
         try:
             check_record(record, records)
             read_fields(course, record, plan, records.typed)
-            for name in REQUIRED:
+            for name in REQUIRED_IN_FILES:
                 if name not in course:
                     raise BadRecordError(f"{FIELDS[name].label or name} must be provided", name, "missing")
             first = firsts.setdefault(course[KEY], number)

@@ -54,7 +54,7 @@ class Text(peewee.CharField):
         self.rule = f"{minimum} to {maximum} characters, {limits}"
 
     @property
-    def required(self):
+    def required_in_files(self):
         """Whether each course of a file must give it."""
         return self.default is None and self.minimum > 0
 
@@ -85,7 +85,7 @@ class WholeNumber(peewee.BigIntegerField):
         self.rule = f"a whole number from {minimum} to {maximum}"
 
     @property
-    def required(self):
+    def required_in_files(self):
         """Whether each course of a file must give it."""
         return self.default is None
 

@@ -246,7 +246,7 @@ class Course(db.Model):
         if mode is Mode.SKIP:
             stored.taken += found
             courses = [course for course in courses if course["code"] not in found]
-        rows = [NEW | found.get(course["code"], {}) | course for course in courses]
+        rows = [FILE_DEFAULTS | found.get(course["code"], {}) | course for course in courses]
         for row in rows:
             stored.note(found.get(row["code"]), row)
         changed = [row for row in rows if found.get(row["code"]) != row]
@@ -276,8 +276,9 @@ class Course(db.Model):
 FIELDS = {field.name: field for field in Course._meta.sorted_fields if field.name != "id"}
 CHANGEABLE = [name for name, field in FIELDS.items() if not field.key]
 DEFAULTS = {name: field.default for name, field in FIELDS.items() if field.default is not None}
-REQUIRED = [name for name in CHANGEABLE if name not in DEFAULTS]
-NEW = dict.fromkeys((name for name, field in FIELDS.items() if not field.required), "") | DEFAULTS  # out of a file
+REQUIRED = [name for name in CHANGEABLE if name not in DEFAULTS]  # of POST and PUT, besides the code
+OPTIONAL_IN_FILES = [name for name, field in FIELDS.items() if not field.required_in_files]
+FILE_DEFAULTS = dict.fromkeys(OPTIONAL_IN_FILES, "") | DEFAULTS
 TEXTS = [name for name, field in FIELDS.items() if isinstance(field, Text)]
 SORTS = [sign + name for sign in ("", "-") for name in ("id", *FIELDS)]
 

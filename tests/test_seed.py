@@ -355,7 +355,7 @@ def test_a_dry_run_shows_columns_courses_and_changes(command):
         "  CSE115 | Basics",
         "  CSE 115 | Twin",
         f"~ CSE115: name {CSE115['name']!r} -> 'Basics'",
-        "+ " + " | ".join(map(str, (models.NEW | course("CSE 115", "Twin", "")).values())),
+        "+ " + " | ".join(map(str, (models.FILE_DEFAULTS | course("CSE 115", "Twin", "")).values())),
         "- " + " | ".join(map(str, CSE465.values())),
         "Check the code: CSE 115 looks like CSE115.",
     ]
