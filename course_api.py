@@ -448,17 +448,17 @@ def check_password(username, password, error):
     One password is hashed at a time, which leaves the other cores and threads to other requests.
     """
     address = client_network()
-    keys = ((settings.LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
-    check_throttle(keys, username)
+    counters = ((settings.LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
+    check_throttle(counters, username)
     if not login_slots.acquire(blocking=False):
         raise HTTPError(503, "too many logins at once; try again soon", retry_after="1")
     try:
         with hashing:
-            check_throttle(keys, username)  # others may have failed while this one waited
+            check_throttle(counters, username)  # others may have failed while this one waited
             user = User.log_in(username, password)
             if not user:
-                for key in keys:
-                    throttle.hit(*key)
+                for counter in counters:
+                    throttle.hit(*counter)
                 log_failure("failed login", username)
                 raise HTTPError(400, error)
             return user
@@ -466,12 +466,12 @@ def check_password(username, password, error):
         login_slots.release()
 
 
-def check_throttle(keys, username):
-    """Raise 429 if any key, a limit and what it counts, has reached its limit."""
-    for key in keys:
-        if not throttle.test(*key):
+def check_throttle(counters, username):
+    """Raise 429 if any counter, a limit and what it counts, has reached its limit."""
+    for counter in counters:
+        if not throttle.test(*counter):
             log_failure("too many failed logins", username)
-            seconds = max(1, math.ceil(throttle.get_window_stats(*key).reset_time - time.time()))
+            seconds = max(1, math.ceil(throttle.get_window_stats(*counter).reset_time - time.time()))
             raise HTTPError(429, f"too many failed logins; try again in {seconds} seconds", retry_after=str(seconds))
 
 
@@ -511,8 +511,8 @@ def parse_prefix(text):
 
 
 def make_filter(field):
-    """Return how the parameter that filters by a field is parsed, and its rule; a blank text would not be given."""
-    field = Text(1, field.maximum) if isinstance(field, Text) else field
+    """Return how the parameter that filters by a field is parsed, and its rule."""
+    field = Text(1, field.maximum) if isinstance(field, Text) else field  # a blank parameter counts as not given
     return field.parse, field.rule
 
 
@@ -603,7 +603,7 @@ def is_upload(environ):
     return environ["REQUEST_METHOD"] in ("POST", "PUT") and environ["PATH_INFO"] in ("/courses", "/courses/")
 
 
-def limit_body(callback):
+def refuse_large_body(callback):
     """Refuse a large body before it is read, and before the token is checked where no token would help."""
 
     def wrapper(**arguments):
@@ -643,7 +643,7 @@ class UploadPlugin:
 
 
 def too_large(limit):
-    """Return the error for a body of more than so many bytes."""
+    """Return the error for a body of more than `limit` bytes."""
     if limit == MAX_UPLOAD:
         return HTTPError(413, f"the body is larger than {limit // 1024**2} MiB; send the courses in several requests")
     return HTTPError(413, f"the body is larger than {limit // 1024} KiB")
@@ -708,12 +708,12 @@ def parse_change(code, *content_types):
     _, body = read_body(*content_types)
     document = parse_object(body)
     change = models.clean_fields(document, CHANGEABLE)
-    if change and normalize(document.get("code", code)) != normalize(code):
+    if change and normalize_code(document.get("code", code)) != normalize_code(code):
         raise HTTPError(400, f"the code of a course cannot be changed; send {code} as in the path, or leave it out")
     return change
 
 
-def normalize(code):
+def normalize_code(code):
     """Return a code as it is compared: trimmed, and in Unicode's form NFC. What is no text stays."""
     return to_nfc(code.strip(), FIELDS["code"].maximum) if isinstance(code, str) else code
 
@@ -728,9 +728,9 @@ def parse_course(content_type, body):
     return None if is_list else document
 
 
-def read_upload(body, options):
-    """Return the course_files.Reading of a body, read with the options of the query."""
-    options = course_files.make_options(options, over_http=True, max_rows=MAX_ROWS)
+def read_upload(body, given):
+    """Return the course_files.Reading of a body, read with the options that the query gives."""
+    options = course_files.make_options(given, over_http=True, max_rows=MAX_ROWS)
     return course_files.read_courses(body, options, request.content_type)
 
 
@@ -988,7 +988,7 @@ def handle_exceptions(callback):
     return wrapper
 
 
-plugins = (DatabasePlugin(), handle_exceptions, limit_body, JWTPlugin(), UploadPlugin(), QueryPlugin())
+plugins = (DatabasePlugin(), handle_exceptions, refuse_large_body, JWTPlugin(), UploadPlugin(), QueryPlugin())
 for plugin in plugins:  # a request passes them in this order
     app.install(plugin)
 

@@ -96,11 +96,11 @@ def show_options(over_http, **given):
     words = []
     for name, texts in given.items():
         words.append("--" + name.replace("_", "-"))
-        words += [] if texts is True else map(quote, texts)
+        words += [] if texts is True else map(quote_argument, texts)
     return " ".join(words)
 
 
-def quote(text):
+def quote_argument(text):
     """Return a text as an argument of a command line, in quotes that every shell knows where they will do."""
     if re.fullmatch(r"[\w.,-]+", text):
         return text

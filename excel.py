@@ -121,7 +121,7 @@ class CheckedArchive(zipfile.ZipFile):
     def check(self, name):
         """Read a part, and keep nothing of it."""
         self.unpacked += self.getinfo(name).file_size
-        limit(self.unpacked, MAX_UNPACKED)
+        check_limit(self.unpacked, MAX_UNPACKED)
         row = column = 0  # of the last cell
         tags = texts = text = 0  # bytes that stay in memory of tags and of texts, and those of the text that is read
         levels = []  # tags and texts at the start of each element that is open
@@ -141,8 +141,8 @@ class CheckedArchive(zipfile.ZipFile):
             self.parts += 2 + len(attributes) + skipped
             tags += (100 if tag == self.cleared else 1000) + 100 * len(attributes)
             levels.append((tags, texts))
-            limit(self.parts, MAX_PARTS)
-            limit(tags + texts, MAX_KEPT)
+            check_limit(self.parts, MAX_PARTS)
+            check_limit(tags + texts, MAX_KEPT)
 
         def end(tag):
             nonlocal tags, texts, text
@@ -154,7 +154,7 @@ class CheckedArchive(zipfile.ZipFile):
         def add_text(chunk):
             nonlocal texts, text
             text, texts = text + len(chunk), texts + sys.getsizeof(chunk)
-            limit(text, MAX_TEXT)
+            check_limit(text, MAX_TEXT)
 
         def refuse_doctype(*_):  # which can define entities
             raise ValidationError(UNREADABLE)
@@ -169,10 +169,10 @@ class CheckedArchive(zipfile.ZipFile):
                 chunk = file.read(65536)
                 parser.Parse(chunk, not chunk)
                 length += len(chunk)
-                limit(length - parser.CurrentByteIndex, MAX_TEXT)
+                check_limit(length - parser.CurrentByteIndex, MAX_TEXT)
 
 
-def limit(number, maximum):
+def check_limit(number, maximum):
     """Raise ValidationError for a number of bytes or parts that is too large."""
     if number > maximum:
         raise ValidationError(TOO_LARGE)
