@@ -823,11 +823,12 @@ def prefers_course():
 
 def written_response(status, code, course):
     """Return the response to a write: what write_course() returned, and with a course its ETag."""
-    empty_response(status, f"/courses/{code}")
-    if course:
-        response.content_type = JSON
-        response.set_header("ETag", make_etag(course))
-        response.set_header("Preference-Applied", "return=representation")
+    empty = empty_response(status, f"/courses/{code}")
+    if not course:
+        return empty
+    response.content_type = JSON
+    response.set_header("ETag", make_etag(course))
+    response.set_header("Preference-Applied", "return=representation")
     return course
 
 

@@ -1,12 +1,12 @@
-"""Courses in files: the one reader and writer of both doors, `seed.py import` and `POST` and `PUT /courses`.
+"""Courses in files, read and written the same way by seed.py and by the API.
 
     reading = read_courses(data, make_options({"code": ["Dept", "Number"], "repeats": "join"}))
     stored = store_courses(reading, Mode.UPDATE)
 
 records.py turns bytes into records with names. Here each record becomes a course: which columns does each field come
 from, what is wrong with its value, and which course does it repeat? What is wrong with a file as a whole raises
-ValidationError; what is wrong with a record goes into Reading.invalid. An option is called the same in both doors,
-`--code Dept Number` and `?code=Dept&code=Number`; sentences show it as one types it.
+ValidationError; what is wrong with a record goes into Reading.invalid. An option has the same name on the command line
+and in a query, `--code Dept Number` and `?code=Dept&code=Number`; sentences show it as you would type it.
 """
 
 # ruff: noqa: RUF001 (letters that look like Latin ones)
@@ -72,7 +72,7 @@ class Reading:
 
 
 def make_options(given, over_http=False, max_rows=NO_LIMIT):
-    """Return the Options for what was given, in either door: texts by the option's name, and lists of column names.
+    """Return the Options for what a user has given: texts by the option's name, and lists of column names.
 
     Raises ValidationError for a bad one.
     """
@@ -90,7 +90,7 @@ def make_options(given, over_http=False, max_rows=NO_LIMIT):
 
 
 def show_options(over_http, **given):
-    """Return options, lists of texts or True, as one would type them: --code Dept Number, or ?code=Dept&code=Number."""
+    """Return options, lists of texts or True, as you would type them: --code Dept Number, or ?code=Dept&code=Number."""
     if over_http:
         return "?" + urlencode({name: "true" if texts is True else texts for name, texts in given.items()}, True, ",")
     words = []
@@ -251,7 +251,8 @@ def read_courses(data, options, content_type=""):
         options = replace(options, encoding=charset[1])
     records = read_records(data, options, media_type.strip())
     places, missing = find_columns(records.names, options)
-    if missing and records.unit != "course" and (records.names or not records.typed):
+    is_empty_json = records.typed and not records.names
+    if missing and not is_empty_json and records.unit != "course":  # one course is checked as a record
         raise ValidationError(explain_missing(records, missing, options))
     columns = {name: [records.names[place] for place in places[name]] for name in places}
     reading = Reading(records.unit, records.names, columns, records.document)

@@ -424,7 +424,7 @@ def init_db(target=db):
 
 
 def scrub(target, number):
-    """Remove the text that so many migrations deleted, once; a mark in the database remembers it.
+    """Remove the text that migrations have deleted, once; a mark in the database holds their number.
 
     An earlier release leaves no mark. What fails is tried again at the next start.
     """

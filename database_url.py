@@ -84,7 +84,7 @@ def is_name(host):
 
 
 def wait_for_lookup(hosts, seconds):
-    """Wait until one of these names is looked up, or cannot be; raise peewee.OperationalError after so many seconds.
+    """Wait until one of these names is looked up, or cannot be; raise peewee.OperationalError after `seconds`.
 
     The system's own limit is often 10 seconds. A thread that waits for it ends with it.
     """

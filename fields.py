@@ -16,8 +16,8 @@ class ValidationError(ValueError):
 def to_nfc(text, maximum):
     """Return a text in NFC, in which texts are stored and compared (Unicode Standard Annex 15).
 
-    A text that is longer than `maximum` in NFC too is returned as it is: it may take quadratic time. No character in
-    NFC is made of more than four.
+    A text that is longer than `maximum` in NFC too is returned unchanged: normalizing it may take quadratic time. No
+    character in NFC is made of more than four.
     """
     return unicodedata.normalize("NFC", text) if len(text) <= 4 * maximum else text
 

@@ -130,7 +130,7 @@ class Course(db.Model):
     def write_and_read(cls, code, write, *arguments):
         """Call a function that writes a course; return what it has made of the course, as get_json does.
 
-        Nobody can change the course in between. Returns None if the function wrote nothing.
+        No other client can change the course in between. Returns None if the function wrote nothing.
         """
         with db.write_transaction():
             return cls.get_json(code) if write(*arguments) else None
@@ -381,7 +381,7 @@ def search(q):
     if q.isascii() and db.like:
         condition, pattern = f"{db.like} %s ESCAPE '!'", "%" + re.sub(r"([!%_])", r"!\1", q) + "%"
     else:
-        cases = ({c: c, **{case: case for case in (c.lower(), c.upper()) if len(case) == 1}} for c in q)
+        cases = (dict.fromkeys([c, *(case for case in (c.lower(), c.upper()) if len(case) == 1)]) for c in q)
         letters = (f"[{''.join(case)}]" if len(case) > 1 else db.escape(*case) for case in cases)
         condition, pattern = f"{db.match} %s", db.any_text + "".join(letters) + db.any_text
     return ["(" + " OR ".join(f"{name} {condition}" for name in TEXTS) + ")"], [pattern] * len(TEXTS)
@@ -449,6 +449,8 @@ def unknown_user_hash():
 
 
 class User(db.Model):
+    """A user, who logs in with a password; one who is read-only may not write."""
+
     username = Text(1, 80, unique=True)
     password = Password(1024)
     read_only = peewee.BooleanField(default=False)
@@ -530,7 +532,7 @@ class ApiKey(db.Model):
     @classmethod
     @retry_conflicts
     def create_key(cls, user, label, seconds=None, read_only=False):
-        """Return a new key, which is good for so many seconds, or forever.
+        """Return a new key, which expires after `seconds`, or never.
 
         Raises ValidationError for a bad label, peewee.IntegrityError if the user has a key with this label.
         """
