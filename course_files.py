@@ -399,7 +399,8 @@ def store_courses(reading, mode=Mode.ADD, *, skip_invalid=False, **how):
     if mode is Mode.REPLACE and not courses:
         raise ValidationError("there are no courses in it; an empty list would delete the whole catalogue")
     if reading.invalid and not skip_invalid:
-        refuse_taken(reading, Course.find_codes(codes) if mode is Mode.ADD else [])
+        if mode is Mode.ADD:
+            refuse_taken(reading, Course.find_codes(codes))
         raise UploadError(reading.invalid)
     reading.twins = find_twins(codes, find_comparable(codes, how.get("dry_run")))
     if mode is Mode.ADD and skip_invalid:
@@ -411,7 +412,8 @@ def store_courses(reading, mode=Mode.ADD, *, skip_invalid=False, **how):
             raise
         refuse_taken(reading, Course.find_codes(codes))
         raise UploadError(reading.invalid) from None
-    refuse_taken(reading, stored.taken if stored else [])
+    if stored:
+        refuse_taken(reading, stored.taken)
     return stored
 
 
