@@ -223,15 +223,15 @@ class Course(db.Model):
         """
         stored = Stored(changes=[] if verbose else None)
         with db.write_transaction() as transaction:
-            if mode in (Mode.SKIP, Mode.REPLACE):  # so that no course is added before the end
+            if mode in (Mode.SKIP, Mode.REPLACE):  # so that nobody else adds a course until the end
                 db.execute_sql(db.table_lock.format("courses"))
-            is_current = old is None or cls.get_page()[1] == old
-            if is_current:
-                for batch in peewee.chunked(progress(courses), BATCH):
-                    cls.store_batch(batch, mode, stored)
-                if mode is Mode.REPLACE:
-                    cls.delete_others({*keep, *(course["code"] for course in courses)}, stored)
-            if not (is_current and lock_writer(by)):
+            if old is not None and cls.get_page()[1] != old:
+                return None
+            for batch in peewee.chunked(progress(courses), BATCH):
+                cls.store_batch(batch, mode, stored)
+            if mode is Mode.REPLACE:
+                cls.delete_others({*keep, *(course["code"] for course in courses)}, stored)
+            if not lock_writer(by):
                 transaction.rollback()
                 return None
             if dry_run:

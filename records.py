@@ -161,7 +161,7 @@ def printable(text, limit=NO_LIMIT):
 
 
 def normalize(text):
-    """Return a text in NFC, unless it is too long for any field."""
+    """Return a text in NFC, as names and values are compared, unless it is longer than 1,000 characters: see to_nfc."""
     return to_nfc(text, 250)
 
 
