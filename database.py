@@ -371,7 +371,7 @@ class MariaDB(ServerPool, PooledMySQLDatabase, UnpooledMariaDB):
 SCHEMES = {"sqlite": SQLite, "postgres": PostgreSQL, "postgresql": PostgreSQL, "mysql": MariaDB, "mariadb": MariaDB}
 
 
-def connect(url):
+def from_url(url):
     """Return the database that a URL names, not yet opened; exit with one line if it names none."""
     try:
         return SCHEMES[url.partition(":")[0]].from_url(url)
@@ -381,7 +381,7 @@ def connect(url):
         sys.exit(f"DATABASE_URL must be {URL_RULE}; percent-encode the password, and check port and options")
 
 
-db = connect(DATABASE_URL)
+db = from_url(DATABASE_URL)
 
 
 def retry_conflicts(operation):

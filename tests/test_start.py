@@ -34,7 +34,7 @@ def why_refused(url):
     """Return the line with which a program on a database that is away stops."""
 
     def use():
-        target = database.connect(url)
+        target = database.from_url(url)
         with pytest.MonkeyPatch.context() as patch, database.exit_if_unusable():
             patch.setattr(database, "db", target)
             target.connect()
@@ -120,7 +120,7 @@ def test_half_of_what_checks_mariadbs_certificate_is_refused(query):
     ],
 )
 def test_a_password_reaches_the_driver_to_the_letter(url, password):
-    options = database.connect(url).connect_params
+    options = database.from_url(url).connect_params
     assert options["password"] == password and "passwd" not in options
 
 
@@ -133,7 +133,7 @@ def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: answered.wait())
     monkeypatch.setattr(database_url, "CONNECT_SECONDS", 0.01)
-    target = database.connect(f"{scheme}://db.example/name")
+    target = database.from_url(f"{scheme}://db.example/name")
     with pytest.raises(peewee.OperationalError, match=r"no name server answers for db\.example"):
         target.connect()
     answered.set()
@@ -297,7 +297,7 @@ LOCKS = {
 @contextlib.contextmanager
 def migration_locked(url):
     """Hold for the block the lock that a migration waits for."""
-    target = database.connect(url)
+    target = database.from_url(url)
     with contextlib.closing(target):
         target.execute_sql(LOCKS[url.partition(":")[0]])
         yield target
