@@ -30,6 +30,7 @@ from bottle import HTTPError, HTTPResponse, request, response
 
 import course_files
 import database
+import logs
 import models
 import server
 import settings
@@ -44,8 +45,8 @@ MERGE_PATCH = "application/merge-patch+json"  # RFC 7396: members that are given
 FILTERS = [name for name, field in FIELDS.items() if field.filter]
 log = logging.getLogger("course_api")
 bottle.Response.default_content_type = JSON
-# A request passes DatabasePlugin, handle_exceptions(), JWTPlugin and QueryPlugin, all below, and then its route. What
-# refuses it raises HTTPError, which render_error() turns into JSON.
+# A request passes the hooks and the plugins below, in the order of `plugins`, and then its route, which gets from them
+# who writes, as `by`, and the query's parameters. What refuses it raises HTTPError, which render_error() makes JSON.
 app = bottle.Bottle()
 app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route returns its JSON as text
 
@@ -53,7 +54,7 @@ app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route
 
 
 FORMATS = {  # of each format of a list: its media type, and the function that makes it of a JSON array
-    "json": (JSON, b'{"courses": %b}'.__mod__),
+    "json": (JSON, lambda courses: b'{"courses": %b}' % courses),
     "csv": ("text/csv; charset=utf-8; header=present", course_files.make_csv),
     "xlsx": (XLSX, course_files.make_xlsx),
 }
@@ -659,7 +660,8 @@ def read_body(*content_types):
         raise too_large(largest)
     content_type = request.content_type.partition(";")[0].strip()
     if content_type not in content_types:
-        raise HTTPError(415, f"send the header Content-Type: {' or '.join(content_types)}, and the body in that form")
+        types = join_words(content_types, "or")
+        raise HTTPError(415, f"send the header Content-Type: {types}, and the body in that form")
     if request.environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":  # RFC 9110 §8.4
         raise HTTPError(415, "send the body uncompressed, without Content-Encoding", accept_encoding="identity")
     limit, has_end = largest + 1, request.environ.get("wsgi.input_terminated")  # by a server that decodes chunks
@@ -1005,7 +1007,7 @@ def render_error(error):
     if error.status_code == 405:
         methods = complete_methods(error.headers["Allow"])
         response.set_header("Allow", ", ".join(methods))
-        error.body = f"{request.method} is not allowed for {request.path}; use {' or '.join(methods)}"
+        error.body = f"{request.method} is not allowed for {request.path}; use {join_words(methods, 'or')}"
     elif error.status_code == 404 and "bottle.route" not in request.environ:
         path, near = request.environ["PATH_INFO"], nearest_path(request.path)
         next_step = f"use {url_of(near)}" if near else f"see {url_of('/docs')} for what there is"
@@ -1150,7 +1152,7 @@ def prepare():
             if is_public and User.match_user(*models.DUMMY_USER):
                 log.warning("everyone knows the password of user faisal; change it: python seed.py user faisal")
             if not User.select().exists():
-                log.info("there is no user yet; run python seed.py")
+                log.info("there is no user yet; add one: python seed.py user NAME, or the dummy data: python seed.py")
             signing_key()
     try:
         settings.LIMIT_STORAGE.get("start")
@@ -1178,7 +1180,7 @@ def main():
     if unknown:
         example = "PORT=5001 python course_api.py"
         parser.error(f"{' '.join(unknown)}: settings are environment variables, such as: {example}")
-    server.set_up_log()
+    logs.set_up_log()
     with server.exit_on_signals():
         prepare()
     server.serve(

@@ -133,6 +133,8 @@ def find_columns(names, options):
 
 def explain_missing(records, missing, options):
     """Return the sentence for a file without columns that are needed: what was found, and what to type."""
+    if not records.names:
+        return "there are no courses in it; it is empty"
     found, kind = list_names(records.names) or "(blank)", "key" if records.typed else "column"
     likely = choose_columns(records.names, options)
     choice = show_options(options.over_http, **likely)
@@ -263,7 +265,7 @@ def read_courses(data, options, content_type=""):
         check_size(count, options)
         course = {}
         try:
-            check_record(record, records)
+            check_record(record, records, options)
             read_fields(course, record, plan, records.typed)
             for name in REQUIRED_IN_FILES:
                 if name not in course:
@@ -278,13 +280,15 @@ def read_courses(data, options, content_type=""):
     return reading
 
 
-def check_record(record, records):
+def check_record(record, records, options):
     """Raise BadRecordError for JSON that is no object, or for more cells than columns."""
     if records.typed:
         if not isinstance(record, dict):
             raise BadRecordError("a course must be an object", "row", "without fields")
     elif len(record) > records.width and any(map(str.strip, record[records.width :])):
         error = "there are more cells than columns; put quotes around a cell that has a separator"
+        if options.header:
+            error += f", or name every column in {'?header=' if options.over_http else '--header'}"
         raise BadRecordError(error, "row", "with too many cells")
 
 

@@ -272,7 +272,8 @@ def number_rows(reader):
 def find_delimiter(text, options):
     """Return the delimiter of CSV text: the one that finds most of the columns asked for, or else most columns.
 
-    Without column names, it is the one that comes closest to as many cells as options.header has.
+    Without column names, it is the one, of those that separate anything, that comes closest to as many cells as
+    options.header has.
     """
     asked = {fold(name) for names in options.columns.values() for name in names}
     scores = {}
@@ -280,7 +281,8 @@ def find_delimiter(text, options):
         file = io.StringIO(text[:100_000].lstrip("\r\n").replace("\0", " "), newline="")
         rows = list(itertools.islice(csv.reader(file, delimiter=delimiter, skipinitialspace=True), 20))
         if options.header:
-            scores[delimiter] = -sum(abs(len(cells) - len(options.header)) for cells in rows)
+            distance = sum(abs(len(cells) - len(options.header)) for cells in rows)
+            scores[delimiter] = (any(len(cells) > 1 for cells in rows), -distance)
         elif rows:
             scores[delimiter] = (len(asked & {*map(fold, rows[0])}), len(rows[0]))
     return max(scores, key=scores.get, default=",")

@@ -81,7 +81,7 @@ def set_user(name, read_only, delete):
     user = User.get_or_none(User.username == name)
     if delete:
         if not (user and user.delete_instance()):
-            raise ValueError(f"there is no user {name}")
+            raise ValueError(f"there is no user {name}; list them with: python seed.py users")
         return f"Deleted user {name}."
     if not user:
         User.create_user(name, read_password(name), bool(read_only))
@@ -121,7 +121,7 @@ def set_key(name, label, days, read_only, delete):
     name, label = User.username.clean(name), ApiKey.label.clean(label)
     user = User.get_or_none(User.username == name)
     if not user:
-        raise ValueError(f"there is no user {name}")
+        raise ValueError(f"there is no user {name}; list them with: python seed.py users")
     if days and days > MAX_DAYS:
         raise ValueError(f"a key is good for {MAX_DAYS} days at most, or, without --days, until it is deleted")
     if delete:
@@ -229,7 +229,7 @@ def describe_import(reading, stored, dry_run):
         refused = f"Left out {count(len(reading.invalid), reading.unit)}"
         lines.append(f"{refused}: {course_files.summarize(reading.invalid)}.")
     if dry_run:
-        columns = (f"{field} from {' and '.join(names)}" for field, names in reading.columns.items())
+        columns = (f"{field} from {' and '.join(map(str.strip, names))}" for field, names in reading.columns.items())
         lines.append(f"Columns: {', '.join(columns)}.")
         lines += [f"  {' | '.join(map(str, course.values()))}" for course in list(reading.courses.values())[:3]]
     lines += [describe_change(*change) for change in stored.changes or ()]
@@ -239,8 +239,9 @@ def describe_import(reading, stored, dry_run):
 def describe_change(before, after):
     """Return a line about a course that was added (+), changed (~) or deleted (-)."""
     if not (before and after):
-        return f"{'+' if after else '-'} {' | '.join(map(str, (after or before).values()))}"
-    changes = (f"{name} {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name])
+        course = after or before
+        return f"{'+' if after else '-'} {' | '.join(str(course[name]) for name in FIELDS)}"
+    changes = (f"{name} {before[name]!r} -> {after[name]!r}" for name in FIELDS if before[name] != after[name])
     return f"~ {after['code']}: {', '.join(changes)}"
 
 
@@ -260,8 +261,8 @@ def export_courses(file, encoding):
         raise ValueError(f"the courses cannot be written in {encoding}; use utf-8-sig or utf-16") from None
     if file == "-":
         sys.stdout.buffer.write(content)
-    else:
-        pathlib.Path(file).write_bytes(content)
+        return f"Wrote {count(total, 'course')} to standard output."
+    pathlib.Path(file).write_bytes(content)
     return f"Wrote {count(total, 'course')} to {file}."
 
 
@@ -355,11 +356,12 @@ def positive_number(text):
 
 def add_import_options(importer):
     """Add the options that `import` has; the query parameters of POST and PUT /courses have the same names."""
-    importer.add_argument("file", metavar="FILE", help="- for standard input")
-    for name, field in FIELDS.items():
-        text = f"the columns of the {field.label or name}, if they have other names"
+    importer.usage = "%(prog)s FILE [OPTION ...]"  # behind the names of columns, the file would be one of them
+    importer.add_argument("file", metavar="FILE", help="a CSV, JSON, NDJSON or .xlsx file, or - for standard input")
+    for name in FIELDS:
+        text = f"the columns that make up the {name}, if they have other names"
         importer.add_argument(f"--{name}", nargs="+", metavar="COLUMN", help=text)
-    importer.add_argument("--header", metavar="NAMES", help="column names of a file without: code,name,,instructor")
+    importer.add_argument("--header", metavar="NAMES", help="column names, if the file has none: code,name,,instructor")
     importer.add_argument("--sheet", metavar="TITLE", help="the sheet of an Excel file (the first one)")
     importer.add_argument(
         "--repeats", choices=course_files.REPEATS, help="what to do with a code that repeats (refuse)"
@@ -388,7 +390,9 @@ def parse_arguments():
     user = command("user", set_user, "add a user, or change the password; it is asked for, or read from standard input")
     user.add_argument("name", metavar="NAME", help="the user's name")
     change = user.add_mutually_exclusive_group()
-    change.add_argument("--read-only", action=argparse.BooleanOptionalAction, help="set the role, not the password")
+    change.add_argument(
+        "--read-only", action=argparse.BooleanOptionalAction, help="set the role, and keep the password"
+    )
     change.add_argument("--delete", action="store_true", help="delete the user")
     command("keys", list_keys, "list the keys of all users")
     key = command("key", set_key, "add a key with which a script acts as a user; it is printed once")

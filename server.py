@@ -1,4 +1,4 @@
-"""waitress, with what it lets an application add: JSON errors, stricter headers, a log, quick reads, a graceful stop.
+"""waitress, with what it lets an application add: JSON errors, stricter headers, quick reads, a graceful stop.
 
 Private parts of waitress are touched here only, each with the reason.
 """
@@ -6,7 +6,6 @@ Private parts of waitress are touched here only, each with the reason.
 import collections
 import contextlib
 import errno
-import functools
 import io
 import logging
 import os
@@ -17,7 +16,6 @@ import sys
 import threading
 import time
 from typing import NamedTuple
-from urllib.parse import quote
 
 import msgspec
 from waitress import receiver, wasyncore
@@ -29,7 +27,8 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, Error
 
-from settings import HOST, LOG_LEVEL, PORT, THREADS, URL_PREFIX
+from logs import log_request, log_writer
+from settings import HOST, PORT, THREADS, URL_PREFIX
 
 MAX_CONNECTIONS = 2000
 MAX_BLANKS = 1000  # in the headers of a request, for which waitress takes quadratic time
@@ -48,102 +47,14 @@ WAITRESS_OPTIONS = {
     "max_request_body_size": 10**4300,  # bytes, more than Python reads from text; Parser judges
     "inbuf_overflow": 2**30,  # bytes; more would go to a file, and the disk may be read-only
     "outbuf_overflow": 2**30,
+    "outbuf_high_watermark": 2**30,  # bytes; above it, a thread would wait until its client reads
     "ident": None,  # no Server header
     "clear_untrusted_proxy_headers": False,  # the app reads the only one that counts
 }
 LINGER_SECONDS = 0.5  # after SIGTERM, open connections may still send a request
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("course_api")
 quick_channels = collections.deque()  # whose requests the main thread is to answer
 stopping = threading.Event()
-
-
-# -- The log -----------------------------------------------------------------------------------------------------------
-
-MAX_LINES = 10_000  # that wait to be written
-MAX_PATH = 300  # characters of a path in the log
-BATCH_SECONDS = 0.05  # between writes to the log; with one for each line, requests take a tenth longer (measured)
-is_plain = re.compile(r"[\w./:~*-]+", re.ASCII).fullmatch
-
-
-class LogWriter(logging.Handler):
-    """Writes lines to standard output in a thread of its own, so that nothing waits for whoever reads them.
-
-    What comes while MAX_LINES wait is dropped and counted.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.lines, self.arrived, self.lost, self.count = collections.deque(), threading.Event(), 0, threading.Lock()
-
-    def start(self):
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def emit(self, record):
-        self.add(self.format(record))
-
-    def add(self, line):
-        """Write a line soon."""
-        if len(self.lines) < MAX_LINES:
-            self.lines.append(line)
-        else:
-            with self.count:
-                self.lost += 1
-        if not self.arrived.is_set():
-            self.arrived.set()
-
-    def run(self):
-        while self.arrived.wait():
-            time.sleep(BATCH_SECONDS)
-            self.write()
-            self.arrived.clear()
-            if self.lines:  # that came in between
-                self.arrived.set()
-
-    def write(self):
-        """Write the lines that wait, and how many were lost before them."""
-        lines = [self.lines.popleft() for _ in range(len(self.lines))]
-        with self.count:
-            lost, self.lost = self.lost, 0
-        if lost:
-            lines.append(f"{format_time(int(time.time()))} WARNING {lost:,} lines lost, since nobody read the log")
-        data = "".join(f"{line}\n" for line in lines).encode(sys.stdout.encoding, "backslashreplace")
-        try:
-            while data:
-                data = data[os.write(sys.stdout.fileno(), data) :]
-        except OSError:  # a full disk or a closed pipe
-            with self.count:
-                self.lost += lost + len(lines) - bool(lost)
-
-    def flush(self):
-        """Wait until the lines are written, for up to a second."""
-        deadline = time.monotonic() + 1
-        while self.arrived.is_set() and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-
-log_writer = LogWriter()
-
-
-@functools.lru_cache(maxsize=4)
-def format_time(seconds):
-    """Return a whole number of seconds of Unix time as the log shows it."""
-    return time.strftime(TIME_FORMAT, time.gmtime(seconds))
-
-
-def escape(text, encoding="utf-8"):
-    """Return a text as one field of the log."""
-    return text if is_plain(text) else quote(text, "/:", encoding, "replace") or "-"
-
-
-def set_up_log():
-    """Write the log to standard output, in UTC."""
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(handlers=[log_writer], level=LOG_LEVEL, format=LOG_FORMAT, datefmt=TIME_FORMAT)
-    logging.getLogger("peewee").setLevel("WARNING")  # its DEBUG shows password hashes and the key
-    logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits
-    log_writer.start()
 
 
 # -- Requests and connections ------------------------------------------------------------------------------------------
@@ -181,15 +92,9 @@ class Task(WSGITask):
             method, path = getattr(self.request, "command", "-"), getattr(self.request, "path", "-")
             is_quiet = path.removeprefix(URL_PREFIX) in self.channel.server.service.quiet_paths
             level = logging.DEBUG if is_quiet else logging.INFO
-            if log.isEnabledFor(level):
-                address, user = escape(environ["REMOTE_ADDR"]), escape(environ.get("REMOTE_USER", "-"))
-                path = escape(path[:MAX_PATH], "latin1")
-                size = self.content_length if self.has_body and method != "HEAD" else 0
-                milliseconds = (time.time() - self.start_time) * 1000
-                log_writer.add(
-                    f"{format_time(int(self.start_time))} {logging.getLevelName(level)} {address} {user} {method} "
-                    f"{path} {self.status[:3]} {size or 0} bytes {milliseconds:.1f} ms"
-                )
+            size = self.content_length if self.has_body and method != "HEAD" else 0
+            address, user = environ["REMOTE_ADDR"], environ.get("REMOTE_USER", "-")
+            log_request(level, self.start_time, address, user, method, path, self.status[:3], size or 0)
 
 
 class RefusalTask(Task):
@@ -214,7 +119,6 @@ class BusyError(Error):
 # The "$" of waitress also matches before a line feed, at which another server may end the line (CVE-2025-55315).
 receiver.ONLY_HEXDIG_RE = re.compile(receiver.ONLY_HEXDIG_RE.pattern[:-1] + rb"\Z")
 receiver.CHUNK_EXT_RE = re.compile(receiver.CHUNK_EXT_RE.pattern[:-1] + rb"\Z")
-wasyncore._DISCONNECTED |= {errno.ETIMEDOUT}  # a client that reads nothing is no fault with a traceback
 
 
 class Parser(HTTPRequestParser):
@@ -224,6 +128,7 @@ class Parser(HTTPRequestParser):
     """
 
     is_cut = False
+    pipelined = b""  # what came behind this request
 
     def __init__(self, adj, server):
         super().__init__(adj)
@@ -237,7 +142,10 @@ class Parser(HTTPRequestParser):
         elif self.chunked and len(self.body_rcv.control_line) + len(self.body_rcv.trailer) > MAX_CHUNK_LINE:
             self.error, self.completed = BadRequest("a chunk's size, or the trailer, is too long"), True
         if not (self.error or self.is_cut):
-            return consumed
+            if not self.completed or self.empty:
+                return consumed
+            self.pipelined = data[consumed:]
+            return len(data)
         self.expect_continue = False
         origin = re.search(rb"(?i)\r\nOrigin:[ \t]*([!-~]+)", start + data) if self.error else None
         if origin:  # which is not parsed if the headers are bad
@@ -299,6 +207,7 @@ class Channel(HTTPChannel):
     """
 
     task_class, error_task_class = Task, RefusalTask
+    pipelined = b""  # what came behind the last request, kept until the client has read the response to that
     lingers = False  # once a request has been refused
     rest, end = None, None  # while it lingers: the bytes that may still come, and until when
 
@@ -308,6 +217,19 @@ class Channel(HTTPChannel):
     def service(self):
         self.lingers = bool(self.requests[0].error or self.requests[0].is_cut)
         super().service()
+
+    def readable(self):
+        return not self.pipelined and super().readable()
+
+    def writable(self):
+        return super().writable() or (self.pipelined and not self.requests)
+
+    def handle_write(self):
+        """Send what waits; then go on with the next request, if it is here already."""
+        super().handle_write()
+        if self.pipelined and self.connected and not (self.requests or self.total_outbufs_len):
+            data, self.pipelined = self.pipelined, b""
+            self.received(data)
 
     def handle_close(self):
         if self.lingers and self.connected:
@@ -344,7 +266,7 @@ class Channel(HTTPChannel):
     @property
     def is_idle(self):
         """Whether nothing is on its way in or out."""
-        return self.rest is None and not (self.request or self.requests or self.total_outbufs_len)
+        return self.rest is None and not (self.request or self.requests or self.pipelined or self.total_outbufs_len)
 
 
 class Server(TcpWSGIServer):
@@ -360,20 +282,15 @@ class Server(TcpWSGIServer):
         super().__init__(service.app, *args, **options)
         self.service, self.login_dispatcher, self.upload_dispatcher = service, login_dispatcher, upload_dispatcher
 
-    def set_socket_options(self, connection):
-        """Let Linux hang up on a client that reads nothing; waitress would wait while it has requests."""
-        super().set_socket_options(connection)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * STALL_SECONDS)
-
     def maintenance(self, now):
         """Close connections that are idle or slow; sooner where there is little room for others."""
         super().maintenance(now)
         is_crowded = len(self._map) > 0.9 * self.adj.connection_limit
         patience = CROWDED_SECONDS if is_crowded else STALL_SECONDS
-        for channel in self.active_channels.values():
-            if not channel.requests and (is_crowded or not channel.is_idle):
-                channel.will_close |= channel.is_overdue(now, patience)
+        for channel in list(self.active_channels.values()):
+            is_due = not channel.requests and (is_crowded or not channel.is_idle)
+            if is_due and channel.is_overdue(now, patience):
+                channel.handle_close()  # not will_close, which waits until the client reads
 
     def count_requests(self, limit):
         """Return how many requests of this limit arrive or wait; only large ones pay for looking at all connections."""
@@ -384,6 +301,7 @@ class Server(TcpWSGIServer):
     def add_task(self, channel):
         """Hand the first request of a channel to the threads that are to answer it."""
         request = channel.requests[0]
+        channel.pipelined = request.pipelined
         if stopping.is_set():
             request.headers["CONNECTION"] = "close"
         path = "" if request.error else request.path.removeprefix(URL_PREFIX)
