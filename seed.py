@@ -19,7 +19,7 @@ import peewee
 import course_files
 import models
 from database import SQLite, db, describe, exit_if_unusable, init_db
-from models import FIELDS, ApiKey, Course, User, join_words
+from models import FIELDS, ApiKey, Course, Mode, User, join_words
 
 SUBJECTS = ("ART", "BIO", "CHEM", "CSE", "ECON", "GEOG", "HIST", "LAW", "MATH", "MUS", "PHIL", "PHYS")
 KINDS = ("Introduction to", "Foundations of", "Methods of", "Topics in", "Seminar in", "Advanced", "History of")
@@ -138,16 +138,16 @@ def set_key(name, label, days, read_only, delete):
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
 
-def import_courses(file, update, replace, yes, skip_invalid, report, dry_run, verbose, **options):
+def import_courses(file, update, replace, yes, skip_invalid, report, dry_run, verbose, **given):
     """Store the courses of a file, all or none; return sentences that say what was done."""
-    how = {"update": update, "replace": replace, "skip_invalid": skip_invalid}
+    mode = Mode.REPLACE if replace else Mode.UPDATE if update else Mode.ADD
+    how = {"skip_invalid": skip_invalid, "dry_run": dry_run, "verbose": verbose}
     try:
-        data, options = read_file(file), course_files.make_options(options)
+        data, options = read_file(file), course_files.make_options(given)
         reading = course_files.read_courses(data, options)
         if replace and not dry_run:
-            how["old"] = confirm_deletion(reading, yes, **how)
-        how |= {"dry_run": dry_run, "verbose": verbose}
-        stored = course_files.store_courses(reading, progress=progress, before_commit=ignore_ctrl_c, **how)
+            how["old"] = confirm_deletion(reading, yes, skip_invalid)
+        stored = course_files.store_courses(reading, mode, progress=progress, before_commit=ignore_ctrl_c, **how)
     except course_files.UploadError as error:
         print(error, file=sys.stderr)
         print_refusals(reading)
@@ -170,7 +170,7 @@ def read_file(path):
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
 
-def confirm_deletion(reading, yes, **how):
+def confirm_deletion(reading, yes, skip_invalid):
     """Ask before more than a tenth of the courses are deleted, unless `yes`; return the list asked about, as JSON.
 
     Raises ValueError for another answer than yes, or if there is no terminal to ask at.
@@ -178,7 +178,7 @@ def confirm_deletion(reading, yes, **how):
     if yes:
         return None
     _, old, _ = Course.get_page()
-    stored = course_files.store_courses(reading, dry_run=True, **how)
+    stored = course_files.store_courses(reading, Mode.REPLACE, skip_invalid=skip_invalid, dry_run=True)
     total = stored.updated + stored.unchanged + stored.deleted
     if stored.deleted * 10 > total:
         warning = f"This deletes {stored.deleted:,} of {count(total, 'course')}"
@@ -216,9 +216,12 @@ def write_report(path, data, options, reading):
 def describe_import(reading, stored, dry_run):
     """Return sentences that say what an import did, or would do."""
     parts = [f"{'Would add' if dry_run else 'Added'} {count(stored.created, 'course')}"]
-    for number, verb in ((stored.updated, "update"), (stored.deleted, "delete")):
-        parts += [f"{verb if dry_run else verb + 'd'} {number:,}"] if number else []
-    parts += [f"{stored.unchanged:,} unchanged"] if stored.unchanged else []
+    if stored.updated:
+        parts.append(f"{'update' if dry_run else 'updated'} {stored.updated:,}")
+    if stored.deleted:
+        parts.append(f"{'delete' if dry_run else 'deleted'} {stored.deleted:,}")
+    if stored.unchanged:
+        parts.append(f"{stored.unchanged:,} unchanged")
     lines = [", ".join(parts) + ("; nothing was stored." if dry_run else ".")]
     if reading.repeated:
         lines.append(f"{count(reading.repeated, reading.unit)} repeated an earlier code, and counted once.")
@@ -264,7 +267,7 @@ def export_courses(file, encoding):
 
 
 def add_random_courses(number, seed):
-    """Add made-up courses, the same for the same seed, with codes that are free; return a sentence."""
+    """Add made-up courses with free codes, the same ones for the same seed; return a sentence."""
     rng = random.Random(seed)  # noqa: S311 (nothing secret)
     taken = {code for (code,) in Course.select(Course.code).tuples()}
     courses = {}
@@ -345,7 +348,7 @@ def restore(file):
 
 
 def positive_number(text):
-    """Return a whole number, 1 or more; raise ValueError for any other text."""
+    """Return a whole number, 1 or more; raise argparse.ArgumentTypeError for any other text."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number, 1 or more")
     return int(text)

@@ -17,6 +17,7 @@ from processes import PYTHON, process_options, refused, run_bound
 from servers import ROOT, execute, new_database, own_postgres, wait_until
 
 import database
+import database_url
 
 # -- Passwords in DATABASE_URL -----------------------------------------------------------------------------------------
 
@@ -33,7 +34,7 @@ def why_refused(url):
     """Return the line with which a program on a database that is away stops."""
 
     def use():
-        target = database.connect(url)
+        target = database.from_url(url)
         with pytest.MonkeyPatch.context() as patch, database.exit_if_unusable():
             patch.setattr(database, "db", target)
             target.connect()
@@ -119,7 +120,7 @@ def test_half_of_what_checks_mariadbs_certificate_is_refused(query):
     ],
 )
 def test_a_password_reaches_the_driver_to_the_letter(url, password):
-    options = database.connect(url).connect_params
+    options = database.from_url(url).connect_params
     assert options["password"] == password and "passwd" not in options
 
 
@@ -131,8 +132,8 @@ def test_a_password_reaches_the_driver_to_the_letter(url, password):
 def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: answered.wait())
-    monkeypatch.setattr(database, "CONNECT_SECONDS", 0.01)
-    target = database.connect(f"{scheme}://db.example/name")
+    monkeypatch.setattr(database_url, "CONNECT_SECONDS", 0.01)
+    target = database.from_url(f"{scheme}://db.example/name")
     with pytest.raises(peewee.OperationalError, match=r"no name server answers for db\.example"):
         target.connect()
     answered.set()
@@ -141,14 +142,14 @@ def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
 @pytest.mark.parametrize("hosts", [["127.0.0.1"], ["/run/postgresql"], ["@socket"], ["::1"], [""], ["db", "10.0.0.1"]])
 @pytest.mark.sqlite
 def test_only_names_are_looked_up(hosts):
-    assert not all(map(database.is_name, hosts))
+    assert not all(map(database_url.is_name, hosts))
 
 
 @pytest.mark.sqlite
 def test_one_of_several_names_is_enough(monkeypatch):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, _: host == "good" or answered.wait())
-    database.wait_for_lookup(["bad", "good"], 20)
+    database_url.wait_for_lookup(["bad", "good"], 20)
     answered.set()
 
 
@@ -265,7 +266,7 @@ assert not any(os.access(folder, os.W_OK) for folder in ("/tmp", "/var/tmp", "/u
 database.init_db()
 rows = [{"code": f"C {n}", "name": "n" * 120, "instructor": "i" * 120} for n in range(60000)]
 print(models.Course.store_courses(rows).created)
-print(models.Course.store_courses([row | {"name": "m" * 120} for row in rows], update=True).updated)
+print(models.Course.store_courses([row | {"name": "m" * 120} for row in rows], models.Mode.UPDATE).updated)
 print(models.Course.get_page(sort="-name")[0])
 database.db.execute_sql("VACUUM")
 """
@@ -296,7 +297,7 @@ LOCKS = {
 @contextlib.contextmanager
 def migration_locked(url):
     """Hold for the block the lock that a migration waits for."""
-    target = database.connect(url)
+    target = database.from_url(url)
     with contextlib.closing(target):
         target.execute_sql(LOCKS[url.partition(":")[0]])
         yield target
