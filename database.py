@@ -148,6 +148,8 @@ class SQLite(peewee.SqliteDatabase):
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
             return f"there is no folder {folder}"
+        if os.path.isdir(path):
+            return f"{path} is a folder; name a file in it"
         for file in (path, f"{path}-wal", f"{path}-shm"):
             if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
                 return f"user {user} cannot read and write {file}, which belongs to user {os.stat(file).st_uid}"

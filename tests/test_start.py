@@ -211,6 +211,12 @@ def test_a_missing_folder_is_named(run):
 
 
 @pytest.mark.sqlite
+def test_a_folder_in_place_of_the_file_is_named(run, tmp_path):
+    line = refused(run("course_api.py", DATABASE_URL=f"sqlite:///{tmp_path}"))
+    assert line.endswith(f"; {tmp_path} is a folder; name a file in it\n")
+
+
+@pytest.mark.sqlite
 def test_a_database_that_another_program_has_locked_is_served(start, seeded):
     start().stop()  # which has made the key
     with contextlib.closing(sqlite3.connect(seeded, isolation_level=None)) as other:
