@@ -30,12 +30,13 @@ from bottle import HTTPError, HTTPResponse, request, response
 
 import course_files
 import database
+import logs
 import models
 import server
 import settings
 from database import db
 from fields import Text, ValidationError, WholeNumber, to_nfc
-from models import CHANGEABLE, FIELDS, KEY_PREFIX, SORTS, ApiKey, Course, Cursor, User, Writer, join_words
+from models import CHANGEABLE, FIELDS, KEY_PREFIX, SORTS, ApiKey, Course, Cursor, Mode, User, Writer, join_words
 from records import CSV, JSON, NDJSON, XLSX
 
 VERSION = "3.0.0"
@@ -44,8 +45,8 @@ MERGE_PATCH = "application/merge-patch+json"  # RFC 7396: members that are given
 FILTERS = [name for name, field in FIELDS.items() if field.filter]
 log = logging.getLogger("course_api")
 bottle.Response.default_content_type = JSON
-# A request passes DatabasePlugin, handle_exceptions(), JWTPlugin and QueryPlugin, all below, and then its route. What
-# refuses it raises HTTPError, which render_error() turns into JSON.
+# A request passes the hooks and the plugins below, in the order of `plugins`, and then its route, which gets from them
+# who writes, as `by`, and the query's parameters. What refuses it raises HTTPError, which render_error() makes JSON.
 app = bottle.Bottle()
 app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route returns its JSON as text
 
@@ -53,7 +54,7 @@ app.uninstall(True)  # Bottle's own plugins, for dicts and templates: each route
 
 
 FORMATS = {  # of each format of a list: its media type, and the function that makes it of a JSON array
-    "json": (JSON, b'{"courses": %b}'.__mod__),
+    "json": (JSON, lambda courses: b'{"courses": %b}' % courses),
     "csv": ("text/csv; charset=utf-8; header=present", course_files.make_csv),
     "xlsx": (XLSX, course_files.make_xlsx),
 }
@@ -94,8 +95,8 @@ def add_courses(by, update=False, skip_invalid=False, dry_run=False, **options):
     reading = read_upload(body, options)
     if is_plain and reading.unit == "course":
         return add_course(reading.document, by)
-    options = {"update": update, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    stored = course_files.store_courses(reading, by=by, **options)
+    mode = Mode.UPDATE if update else Mode.ADD
+    stored = course_files.store_courses(reading, mode, by=by, skip_invalid=skip_invalid, dry_run=dry_run)
     if not stored:
         raise role_error(by) or role_changed()
     response.status = 200 if update or dry_run else 201
@@ -107,8 +108,8 @@ def replace_courses(by, skip_invalid=False, dry_run=False, **options):
     """Make a list in a file the whole catalogue: add, change and delete courses, all or none."""
     _, body = read_body(JSON, CSV, NDJSON, XLSX)
     reading, old = read_upload(body, options), load_list_for_conditions()
-    options = {"replace": True, "skip_invalid": skip_invalid, "dry_run": dry_run}
-    stored = course_files.store_courses(reading, by=by, old=old, **options)
+    how = {"by": by, "old": old, "skip_invalid": skip_invalid, "dry_run": dry_run}
+    stored = course_files.store_courses(reading, Mode.REPLACE, **how)
     if not stored:
         raise role_error(by) or (HTTPError(412, LIST_CHANGED) if old else role_changed())
     return describe_upload(reading, stored, ["created", "updated", "deleted", "unchanged"], dry_run)
@@ -448,17 +449,17 @@ def check_password(username, password, error):
     One password is hashed at a time, which leaves the other cores and threads to other requests.
     """
     address = client_network()
-    keys = ((settings.LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
-    check_throttle(keys, username)
+    counters = ((settings.LOGIN_LIMIT, address, username), (ADDRESS_LIMIT, address))
+    check_throttle(counters, username)
     if not login_slots.acquire(blocking=False):
         raise HTTPError(503, "too many logins at once; try again soon", retry_after="1")
     try:
         with hashing:
-            check_throttle(keys, username)  # others may have failed while this one waited
+            check_throttle(counters, username)  # others may have failed while this one waited
             user = User.log_in(username, password)
             if not user:
-                for key in keys:
-                    throttle.hit(*key)
+                for counter in counters:
+                    throttle.hit(*counter)
                 log_failure("failed login", username)
                 raise HTTPError(400, error)
             return user
@@ -466,12 +467,12 @@ def check_password(username, password, error):
         login_slots.release()
 
 
-def check_throttle(keys, username):
-    """Raise 429 if any key, a limit and what it counts, has reached its limit."""
-    for key in keys:
-        if not throttle.test(*key):
+def check_throttle(counters, username):
+    """Raise 429 if any counter, a limit and what it counts, has reached its limit."""
+    for counter in counters:
+        if not throttle.test(*counter):
             log_failure("too many failed logins", username)
-            seconds = max(1, math.ceil(throttle.get_window_stats(*key).reset_time - time.time()))
+            seconds = max(1, math.ceil(throttle.get_window_stats(*counter).reset_time - time.time()))
             raise HTTPError(429, f"too many failed logins; try again in {seconds} seconds", retry_after=str(seconds))
 
 
@@ -511,8 +512,8 @@ def parse_prefix(text):
 
 
 def make_filter(field):
-    """Return how the parameter that filters by a field is parsed, and its rule; a blank text would not be given."""
-    field = Text(1, field.maximum) if isinstance(field, Text) else field
+    """Return how the parameter that filters by a field is parsed, and its rule."""
+    field = Text(1, field.maximum) if isinstance(field, Text) else field  # a blank parameter counts as not given
     return field.parse, field.rule
 
 
@@ -603,7 +604,7 @@ def is_upload(environ):
     return environ["REQUEST_METHOD"] in ("POST", "PUT") and environ["PATH_INFO"] in ("/courses", "/courses/")
 
 
-def limit_body(callback):
+def refuse_large_body(callback):
     """Refuse a large body before it is read, and before the token is checked where no token would help."""
 
     def wrapper(**arguments):
@@ -643,7 +644,7 @@ class UploadPlugin:
 
 
 def too_large(limit):
-    """Return the error for a body of more than so many bytes."""
+    """Return the error for a body of more than `limit` bytes."""
     if limit == MAX_UPLOAD:
         return HTTPError(413, f"the body is larger than {limit // 1024**2} MiB; send the courses in several requests")
     return HTTPError(413, f"the body is larger than {limit // 1024} KiB")
@@ -659,7 +660,8 @@ def read_body(*content_types):
         raise too_large(largest)
     content_type = request.content_type.partition(";")[0].strip()
     if content_type not in content_types:
-        raise HTTPError(415, f"send the header Content-Type: {' or '.join(content_types)}, and the body in that form")
+        types = join_words(content_types, "or")
+        raise HTTPError(415, f"send the header Content-Type: {types}, and the body in that form")
     if request.environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":  # RFC 9110 §8.4
         raise HTTPError(415, "send the body uncompressed, without Content-Encoding", accept_encoding="identity")
     limit, has_end = largest + 1, request.environ.get("wsgi.input_terminated")  # by a server that decodes chunks
@@ -708,12 +710,12 @@ def parse_change(code, *content_types):
     _, body = read_body(*content_types)
     document = parse_object(body)
     change = models.clean_fields(document, CHANGEABLE)
-    if change and normalize(document.get("code", code)) != normalize(code):
+    if change and normalize_code(document.get("code", code)) != normalize_code(code):
         raise HTTPError(400, f"the code of a course cannot be changed; send {code} as in the path, or leave it out")
     return change
 
 
-def normalize(code):
+def normalize_code(code):
     """Return a code as it is compared: trimmed, and in Unicode's form NFC. What is no text stays."""
     return to_nfc(code.strip(), FIELDS["code"].maximum) if isinstance(code, str) else code
 
@@ -728,9 +730,9 @@ def parse_course(content_type, body):
     return None if is_list else document
 
 
-def read_upload(body, options):
-    """Return the course_files.Reading of a body, read with the options of the query."""
-    options = course_files.make_options(options, over_http=True, max_rows=MAX_ROWS)
+def read_upload(body, given):
+    """Return the course_files.Reading of a body, read with the options that the query gives."""
+    options = course_files.make_options(given, over_http=True, max_rows=MAX_ROWS)
     return course_files.read_courses(body, options, request.content_type)
 
 
@@ -823,11 +825,12 @@ def prefers_course():
 
 def written_response(status, code, course):
     """Return the response to a write: what write_course() returned, and with a course its ETag."""
-    empty_response(status, f"/courses/{code}")
-    if course:
-        response.content_type = JSON
-        response.set_header("ETag", make_etag(course))
-        response.set_header("Preference-Applied", "return=representation")
+    empty = empty_response(status, f"/courses/{code}")
+    if not course:
+        return empty
+    response.content_type = JSON
+    response.set_header("ETag", make_etag(course))
+    response.set_header("Preference-Applied", "return=representation")
     return course
 
 
@@ -988,7 +991,7 @@ def handle_exceptions(callback):
     return wrapper
 
 
-plugins = (DatabasePlugin(), handle_exceptions, limit_body, JWTPlugin(), UploadPlugin(), QueryPlugin())
+plugins = (DatabasePlugin(), handle_exceptions, refuse_large_body, JWTPlugin(), UploadPlugin(), QueryPlugin())
 for plugin in plugins:  # a request passes them in this order
     app.install(plugin)
 
@@ -1004,7 +1007,7 @@ def render_error(error):
     if error.status_code == 405:
         methods = complete_methods(error.headers["Allow"])
         response.set_header("Allow", ", ".join(methods))
-        error.body = f"{request.method} is not allowed for {request.path}; use {' or '.join(methods)}"
+        error.body = f"{request.method} is not allowed for {request.path}; use {join_words(methods, 'or')}"
     elif error.status_code == 404 and "bottle.route" not in request.environ:
         path, near = request.environ["PATH_INFO"], nearest_path(request.path)
         next_step = f"use {url_of(near)}" if near else f"see {url_of('/docs')} for what there is"
@@ -1129,6 +1132,11 @@ def is_quick(method, path):
     return method == "GET" and db.reads_never_wait and re.fullmatch(r"/courses/[^/]+", path) is not None
 
 
+def is_queued(method):
+    """Return whether a request is a write, and the database takes one write at a time."""
+    return method in ("POST", "PUT", "PATCH", "DELETE") and not db.pooled
+
+
 def make_headers(origin):
     """Return the headers of a response of the server's own, to a request from a page of this origin or ""."""
     request.bind({"REQUEST_METHOD": "GET", "HTTP_ORIGIN": origin})
@@ -1149,7 +1157,7 @@ def prepare():
             if is_public and User.match_user(*models.DUMMY_USER):
                 log.warning("everyone knows the password of user faisal; change it: python seed.py user faisal")
             if not User.select().exists():
-                log.info("there is no user yet; run python seed.py")
+                log.info("there is no user yet; add one: python seed.py user NAME, or the dummy data: python seed.py")
             signing_key()
     try:
         settings.LIMIT_STORAGE.get("start")
@@ -1177,7 +1185,7 @@ def main():
     if unknown:
         example = "PORT=5001 python course_api.py"
         parser.error(f"{' '.join(unknown)}: settings are environment variables, such as: {example}")
-    server.set_up_log()
+    logs.set_up_log()
     with server.exit_on_signals():
         prepare()
     server.serve(
@@ -1189,6 +1197,7 @@ def main():
             body_limit=body_limit,
             max_uploads=MAX_UPLOADS,
             is_quick=is_quick,
+            is_queued=is_queued,
             login_paths={"/login", "/token", "/password"},
             max_logins=MAX_LOGINS,
             quiet_paths={"/health"},

@@ -1,12 +1,12 @@
-"""Courses in files: the one reader and writer of both doors, `seed.py import` and `POST` and `PUT /courses`.
+"""Courses in files, read and written the same way by seed.py and by the API.
 
     reading = read_courses(data, make_options({"code": ["Dept", "Number"], "repeats": "join"}))
-    stored = store_courses(reading, update=True)
+    stored = store_courses(reading, Mode.UPDATE)
 
 records.py turns bytes into records with names. Here each record becomes a course: which columns does each field come
 from, what is wrong with its value, and which course does it repeat? What is wrong with a file as a whole raises
-ValidationError; what is wrong with a record goes into Reading.invalid. An option is called the same in both doors,
-`--code Dept Number` and `?code=Dept&code=Number`; sentences show it as one types it.
+ValidationError; what is wrong with a record goes into Reading.invalid. An option has the same name on the command line
+and in a query, `--code Dept Number` and `?code=Dept&code=Number`; sentences show it as you would type it.
 """
 
 # ruff: noqa: RUF001 (letters that look like Latin ones)
@@ -27,13 +27,13 @@ import peewee
 
 from database import db
 from fields import Text, ValidationError
-from models import FIELDS, Course, split_array
+from models import FIELDS, Course, Mode, split_array
 from records import NO_LIMIT, SHOWN, Options, check_size, fold, list_names, normalize, printable, read_records
 
 REPEATS = ("refuse", "first", "join")
 MANY, LARGE = 1_000, 10_000  # courses of a list, and of a catalogue: see find_comparable()
 KEY = next(name for name, kind in FIELDS.items() if kind.key)
-REQUIRED = [name for name, kind in FIELDS.items() if kind.required]
+REQUIRED_IN_FILES = [name for name, kind in FIELDS.items() if kind.required_in_files]
 
 
 class Refusal(NamedTuple):
@@ -72,7 +72,7 @@ class Reading:
 
 
 def make_options(given, over_http=False, max_rows=NO_LIMIT):
-    """Return the Options for what was given, in either door: texts by the option's name, and lists of column names.
+    """Return the Options for what a user has given: texts by the option's name, and lists of column names.
 
     Raises ValidationError for a bad one.
     """
@@ -90,17 +90,17 @@ def make_options(given, over_http=False, max_rows=NO_LIMIT):
 
 
 def show_options(over_http, **given):
-    """Return options, lists of texts or True, as one would type them: --code Dept Number, or ?code=Dept&code=Number."""
+    """Return options, lists of texts or True, as you would type them: --code Dept Number, or ?code=Dept&code=Number."""
     if over_http:
         return "?" + urlencode({name: "true" if texts is True else texts for name, texts in given.items()}, True, ",")
     words = []
     for name, texts in given.items():
         words.append("--" + name.replace("_", "-"))
-        words += [] if texts is True else map(quote, texts)
+        words += [] if texts is True else map(quote_argument, texts)
     return " ".join(words)
 
 
-def quote(text):
+def quote_argument(text):
     """Return a text as an argument of a command line, in quotes that every shell knows where they will do."""
     if re.fullmatch(r"[\w.,-]+", text):
         return text
@@ -115,42 +115,52 @@ def find_columns(names, options):
 
     Raises ValidationError if a needed column is named twice.
     """
-    places = collections.defaultdict(list)
+    places_by_name = collections.defaultdict(list)
     for place, name in enumerate(names):
-        places[fold(name)].append(place)
-    columns, missing = {}, []
-    for name, names_asked in options.columns.items():
-        for column in names_asked:
-            found = places.get(fold(column), ()) if fold(column) else ()
+        places_by_name[fold(name)].append(place)
+    places, missing = {}, []
+    for name, columns in options.columns.items():
+        for column in columns:
+            found = places_by_name.get(fold(column), ()) if fold(column) else ()
             if len(found) > 1:
                 raise ValidationError(f"the column {column} is named twice; remove one of them")
             if found:
-                columns.setdefault(name, []).append(found[0])
-            elif name in options.asked or name in REQUIRED:
+                places.setdefault(name, []).append(found[0])
+            elif name in options.asked or name in REQUIRED_IN_FILES:
                 missing.append(column)
-    return columns, missing
+    return places, missing
 
 
 def explain_missing(records, missing, options):
     """Return the sentence for a file without columns that are needed: what was found, and what to type."""
+    if not records.names:
+        return "there are no courses in it; it is empty"
     found, kind = list_names(records.names) or "(blank)", "key" if records.typed else "column"
     likely = choose_columns(records.names, options)
     choice = show_options(options.over_http, **likely)
     first = f"the first {records.unit} must name the columns {', '.join(FIELDS)}, but is: {found}"
-    for number, cells in [] if records.typed else itertools.islice(records.rows, 20):
-        _, still_missing = find_columns(cells, options)
-        if not still_missing or {*REQUIRED} <= {*suggest_columns(cells)}:
-            header = show_options(options.over_http, header=[join_header(cells)], skip_invalid=True)
-            better = f"{records.unit} {number} seems to name them"
-            return f"{first}; {better}: delete what stands above it, or use {header}"
+    number, cells = (None, []) if records.typed else find_header(records.rows, options)
+    if cells:
+        header = show_options(options.over_http, header=[join_header(cells)], skip_invalid=True)
+        better = f"{records.unit} {number} seems to name them"
+        return f"{first}; {better}: delete what stands above it, or use {header}"
     if records.typed or suggest_columns(records.names):
         choose = f"; choose them, perhaps with {choice}" if likely else ""
         lacking = " or ".join(printable(name, SHOWN) for name in missing)
         return f"there is no {kind} {lacking}; the {kind}s are {found}{choose}"
-    others = [name for name in FIELDS if name not in REQUIRED]
-    header = show_options(options.over_http, header=[join_header([*REQUIRED, "", *others])])
+    others = [name for name in FIELDS if name not in REQUIRED_IN_FILES]
+    header = show_options(options.over_http, header=[join_header([*REQUIRED_IN_FILES, "", *others])])
     no_names = f"if the file has no names, use {header}, with nothing for what you leave out"
     return f"{first}; if these are their names, choose some with {choice}; {no_names}"
+
+
+def find_header(rows, options):
+    """Return the number and the cells of the first row, of 20, that seems to name the columns, or None and no cells."""
+    for number, cells in itertools.islice(rows, 20):
+        _, missing = find_columns(cells, options)
+        if not missing or {*REQUIRED_IN_FILES} <= {*suggest_columns(cells)}:
+            return number, cells
+    return None, []
 
 
 def join_header(names):
@@ -166,7 +176,7 @@ def choose_columns(names, options):
             choice[name] = list(asked)
         elif likely.get(name) and [fold(column) for column in likely[name]] != [name]:
             choice[name] = likely[name]
-        elif name in REQUIRED and not likely.get(name):
+        elif name in REQUIRED_IN_FILES and not likely.get(name):
             choice[name] = ["COLUMN"]
     return choice
 
@@ -243,7 +253,8 @@ def read_courses(data, options, content_type=""):
         options = replace(options, encoding=charset[1])
     records = read_records(data, options, media_type.strip())
     places, missing = find_columns(records.names, options)
-    if missing and records.unit != "course" and (records.names or not records.typed):
+    is_empty_json = records.typed and not records.names
+    if missing and not is_empty_json and records.unit != "course":  # one course is checked as a record
         raise ValidationError(explain_missing(records, missing, options))
     columns = {name: [records.names[place] for place in places[name]] for name in places}
     reading = Reading(records.unit, records.names, columns, records.document)
@@ -254,9 +265,9 @@ def read_courses(data, options, content_type=""):
         check_size(count, options)
         course = {}
         try:
-            check_record(record, records)
+            check_record(record, records, options)
             read_fields(course, record, plan, records.typed)
-            for name in REQUIRED:
+            for name in REQUIRED_IN_FILES:
                 if name not in course:
                     raise BadRecordError(f"{FIELDS[name].label or name} must be provided", name, "missing")
             first = firsts.setdefault(course[KEY], number)
@@ -269,13 +280,15 @@ def read_courses(data, options, content_type=""):
     return reading
 
 
-def check_record(record, records):
+def check_record(record, records, options):
     """Raise BadRecordError for JSON that is no object, or for more cells than columns."""
     if records.typed:
         if not isinstance(record, dict):
             raise BadRecordError("a course must be an object", "row", "without fields")
     elif len(record) > records.width and any(map(str.strip, record[records.width :])):
         error = "there are more cells than columns; put quotes around a cell that has a separator"
+        if options.header:
+            error += f", or name every column in {'?header=' if options.over_http else '--header'}"
         raise BadRecordError(error, "row", "with too many cells")
 
 
@@ -378,39 +391,45 @@ def summarize(refusals):
 # -- Storing -----------------------------------------------------------------------------------------------------------
 
 
-def store_courses(reading, *, update=False, replace=False, skip_invalid=False, **how):
+def store_courses(reading, mode=Mode.ADD, *, skip_invalid=False, **how):
     """Store what was read, as models.Course.store_courses does; return the Stored, or None as that does.
 
-    Raises UploadError if records were refused, unless `skip_invalid`. `replace` leaves the courses alone whose records
-    were refused. Twins and taken codes are added to the reading.
+    Raises UploadError if records were refused. With `skip_invalid` the others are stored, those whose codes exist are
+    refused under Mode.ADD, and Mode.REPLACE deletes no course whose record was refused. Twins and taken codes are added
+    to the reading.
     """
     courses, keep = list(reading.courses.values()), [refusal.code for refusal in reading.invalid]
-    codes, update = [course[KEY] for course in courses], update or replace
-    skip = skip_invalid and not update
-    if replace and not courses:
+    codes = [course[KEY] for course in courses]
+    if mode is Mode.REPLACE and not courses:
         raise ValidationError("there are no courses in it; an empty list would delete the whole catalogue")
     if reading.invalid and not skip_invalid:
-        refuse_taken(reading, [] if update else Course.find_codes(codes))
+        if mode is Mode.ADD:
+            refuse_taken(reading, Course.find_codes(codes))
         raise UploadError(reading.invalid)
     reading.twins = find_twins(codes, find_comparable(codes, how.get("dry_run")))
+    if mode is Mode.ADD and skip_invalid:
+        mode = Mode.SKIP
     try:
-        stored = Course.store_courses(courses, update=update, replace=replace, skip=skip, keep=keep, **how)
+        stored = Course.store_courses(courses, mode, keep=keep, **how)
     except peewee.IntegrityError as error:
-        if update or not db.is_duplicate(error, "courses", KEY):
+        if mode is not Mode.ADD or not db.is_duplicate(error, "courses", KEY):
             raise
         refuse_taken(reading, Course.find_codes(codes))
         raise UploadError(reading.invalid) from None
-    refuse_taken(reading, stored.taken if stored else [])
+    if stored:
+        refuse_taken(reading, stored.taken)
     return stored
 
 
 def refuse_taken(reading, codes):
     """Move the courses whose codes exist to the refused records."""
     taken = {*codes}
-    for number in [number for number, course in reading.courses.items() if taken and course[KEY] in taken]:
-        code = reading.courses.pop(number)[KEY]
-        error = f"Course code {code} is in the courses already"
-        reading.invalid.append(Refusal(number, error, KEY, "taken", None, code))
+    for number, course in list(reading.courses.items()):
+        code = course[KEY]
+        if code in taken:
+            del reading.courses[number]
+            error = f"Course code {code} is in the courses already"
+            reading.invalid.append(Refusal(number, error, KEY, "taken", None, code))
 
 
 def find_comparable(codes, dry_run):
@@ -439,11 +458,13 @@ def find_twins(codes, existing=()):
 
 def look(codes):
     """Return what each code looks like, the same for codes that a person could take for each other."""
+    if not codes:
+        return []
     text = "\n".join(code.replace("\n", " ") for code in codes)  # as one text, which is ten times as fast
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in ("Cf", "Mn"))
     text = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[^\S\n]+", "", text.casefold()))
-    return [repr(float(alike)) if NUMBER.fullmatch(alike) else alike for alike in text.split("\n") if codes]
+    return [repr(float(alike)) if NUMBER.fullmatch(alike) else alike for alike in text.split("\n")]
 
 
 NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?(e[+-]?\d{1,2})?", re.ASCII)

@@ -9,35 +9,29 @@ import errno
 import functools
 import getpass
 import glob
-import ipaddress
 import logging
 import os
 import pathlib
 import random
 import re
-import socket
 import sqlite3
 import sys
 import threading
 import time
-from urllib.parse import parse_qsl, urlsplit
 
 import peewee
-from playhouse import db_url
 from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded, PooledMySQLDatabase, PooledPostgresqlDatabase
 
+from database_url import CONNECT_SECONDS, Connector, UrlError, parse_server_url, parse_sqlite_url
 from settings import DATABASE_URL, URL_RULE
 
 MIGRATIONS = pathlib.Path(__file__).with_name("migrations")
 BUSY_SECONDS = 5  # how long a write to SQLite waits for another one, and how long conflicts are retried
-CONNECT_SECONDS = 1  # how long it may take to look up a database server's name, and to connect to it
 # The usual words for an outage, whatever the database calls it.
 FULL, READ_ONLY, LOCKED = "the disk is full", "the database is read-only", "another program has locked it"
 TOO_MANY, NO_RIGHT, NO_LOGIN = "there are too many connections", "a right is missing", "the user or password is refused"
 TOO_LONG, TOO_LARGE = "a statement took too long, or waited for a lock", "it is larger than max_allowed_packet"
-# The option is not quoted, since it may be a part of the password.
-BAD_OPTION = "an option of DATABASE_URL is unknown or has a bad value; percent-encode the password"
 log = logging.getLogger("course_api")
 
 
@@ -109,9 +103,8 @@ class SQLite(peewee.SqliteDatabase):
 
     @classmethod
     def from_url(cls, url):
-        path = url.removeprefix("sqlite://").removeprefix("/").partition("?")[0]  # to the letter, with any "#"
-        options = db_url.parse(url.replace("#", "%23"))
-        return cls(path, **{name: value for name, value in options.items() if name != "database"})
+        path, options = parse_sqlite_url(url)
+        return cls(path, **options)
 
     def _connect(self):
         """Create the file for its owner alone; SQLite gives the files beside it the same mode."""
@@ -155,6 +148,8 @@ class SQLite(peewee.SqliteDatabase):
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
             return f"there is no folder {folder}"
+        if os.path.isdir(path):
+            return f"{path} is a folder; name a file in it"
         for file in (path, f"{path}-wal", f"{path}-shm"):
             if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
                 return f"user {user} cannot read and write {file}, which belongs to user {os.stat(file).st_uid}"
@@ -168,85 +163,6 @@ class SQLite(peewee.SqliteDatabase):
         busy, _, _ = self.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise peewee.OperationalError("another program keeps reading, so that deleted passwords stay in the file")
-
-
-class Lookup:
-    """Limits how long the look-up of a server's name takes, which the drivers' connect_timeout does not cover.
-
-    It stands between Peewee's pool and the class that connects, since only a new connection needs a look-up.
-    """
-
-    def _connect(self):
-        params = self.connect_params
-        hosts = str(params.get("host") or "").split(",")  # PostgreSQL takes several
-        silent = 0 if "hostaddr" in params else count_silent(hosts, CONNECT_SECONDS)
-        self.connect_params = skip_hosts(params, silent)  # Peewee lets one thread connect at a time
-        try:
-            return super()._connect()
-        except OSError as error:  # PyMySQL's, of a file; it wraps those of the network
-            raise peewee.InterfaceError(f"a file that DATABASE_URL names cannot be used: {error}") from None
-        except Exception as error:
-            is_drivers_own = isinstance(error, TypeError | ValueError | AttributeError)
-            if is_drivers_own or re.search(r'invalid .*"', str(error)):  # as libpq says: invalid port number: "word"
-                raise peewee.InterfaceError(BAD_OPTION) from None
-            raise
-        finally:
-            self.connect_params = params
-
-
-def skip_hosts(params, number):
-    """Return a connection's parameters without the first of several hosts, and without their ports."""
-    lists = {name: params[name].split(",") for name in ("host", "port") if "," in str(params.get(name))}
-    return params | {name: ",".join(values[number:]) for name, values in lists.items()}
-
-
-def is_name(host):
-    """Return whether a host is a name, and not an address, a socket's folder or nothing."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return host != "" and not host.startswith(("/", "@"))
-    return False
-
-
-def count_silent(hosts, seconds):
-    """Return how many hosts come before the first one that is no name, or is looked up or refused within this time.
-
-    Raises peewee.OperationalError if there is none. The system's own limit is often 10 seconds for each name. A thread
-    that waits for it ends with it.
-    """
-    deadline = time.monotonic() + seconds
-
-    def look_up(host, is_done):
-        with contextlib.suppress(OSError, UnicodeError):  # the driver says why
-            socket.getaddrinfo(host, None)
-        is_done.set()
-
-    done = [threading.Event() for _ in hosts]
-    for host, is_done in zip(hosts, done, strict=True):
-        if is_name(host):
-            threading.Thread(target=look_up, args=[host, is_done], daemon=True).start()
-        else:
-            is_done.set()
-    for number, is_done in enumerate(done):
-        if is_done.wait(max(0, deadline - time.monotonic())):
-            return number
-    raise peewee.OperationalError(f"no name server answers for {' and '.join(hosts)}")
-
-
-class UrlError(ValueError):
-    """A URL that cannot be used; the message quotes nothing of it."""
-
-
-def split_url(url):
-    """Return a server's URL's scheme, and its place: host, port and database.
-
-    Raises ValueError if a "/", "?" or "@" could belong to a password, which no message must show.
-    """
-    match = re.fullmatch(r"([a-z]+)://(?:[^/?]*@)?([^/?@]*/[^/?@]*)(?:\?[^@]*)?", url)
-    if not match:
-        raise ValueError("ambiguous")
-    return match[1], match[2]
 
 
 class ServerPool:
@@ -264,16 +180,10 @@ class ServerPool:
 
     @classmethod
     def from_url(cls, url):
-        scheme, place = split_url(url)
-        url = url.replace("#", "%23")
-        options = db_url.parse(url, unquote_password=True, unquote_user=True)
-        texts = {name: text for name, text in parse_qsl(urlsplit(url).query) if name in ("user", "password", "passwd")}
-        options |= texts  # Peewee makes numbers of digits
-        if "passwd" in options:  # Peewee's name, which PyMySQL deprecates
-            options["password"] = options.pop("passwd")
+        label, options = parse_server_url(url)
         cls.check_options(options)
         database = cls(**cls.default_options | options | cls.fixed_options)
-        database.label = f"{scheme}://{place}"
+        database.label = label
         return database
 
     @staticmethod
@@ -339,15 +249,15 @@ class ServerPool:
         self.execute_sql(self.scrub_sql)
 
 
-class ResolvedPostgreSQL(Lookup, peewee.PostgresqlDatabase):
+class UnpooledPostgreSQL(Connector, peewee.PostgresqlDatabase):
     pass
 
 
-class ResolvedMariaDB(Lookup, peewee.MySQLDatabase):
+class UnpooledMariaDB(Connector, peewee.MySQLDatabase):
     pass
 
 
-class PostgreSQL(ServerPool, PooledPostgresqlDatabase, ResolvedPostgreSQL):
+class PostgreSQL(ServerPool, PooledPostgresqlDatabase, UnpooledPostgreSQL):
     default_options = {  # which DATABASE_URL can change; at most one connection for each thread
         "max_connections": 0,
         "stale_timeout": 300,  # seconds
@@ -395,7 +305,7 @@ class PostgreSQL(ServerPool, PooledPostgresqlDatabase, ResolvedPostgreSQL):
         return state == "42501" or state[:2] not in self.mistakes  # insufficient privilege
 
 
-class MariaDB(ServerPool, PooledMySQLDatabase, ResolvedMariaDB):
+class MariaDB(ServerPool, PooledMySQLDatabase, UnpooledMariaDB):
     LISTS = "group_concat_max_len = 1073741824"  # bytes; without it, JSON_ARRAYAGG gives NULL for a long list
     FOUND_ROWS = 2  # an UPDATE that changes nothing counts its rows too
     default_options = {
@@ -459,10 +369,12 @@ class MariaDB(ServerPool, PooledMySQLDatabase, ResolvedMariaDB):
         return type(error) in kinds and error.args[0] not in self.mistakes
 
 
+# -- The database that DATABASE_URL names ------------------------------------------------------------------------------
+
 SCHEMES = {"sqlite": SQLite, "postgres": PostgreSQL, "postgresql": PostgreSQL, "mysql": MariaDB, "mariadb": MariaDB}
 
 
-def connect(url):
+def from_url(url):
     """Return the database that a URL names, not yet opened; exit with one line if it names none."""
     try:
         return SCHEMES[url.partition(":")[0]].from_url(url)
@@ -472,7 +384,7 @@ def connect(url):
         sys.exit(f"DATABASE_URL must be {URL_RULE}; percent-encode the password, and check port and options")
 
 
-db = connect(DATABASE_URL)
+db = from_url(DATABASE_URL)
 
 
 def retry_conflicts(operation):
@@ -515,7 +427,7 @@ def init_db(target=db):
 
 
 def scrub(target, number):
-    """Remove the text that so many migrations deleted, once; a mark in the database remembers it.
+    """Remove the text that migrations have deleted, once; a mark in the database holds their number.
 
     An earlier release leaves no mark. What fails is tried again at the next start.
     """

@@ -110,7 +110,7 @@ class CheckedArchive(zipfile.ZipFile):
 
     def __init__(self, file):
         super().__init__(file)
-        self.checked, self.unpacked, self.parts = set(), 0, 0
+        self.checked, self.unpacked, self.cost = set(), 0, Cost()
 
     def open(self, name, *_, **__):
         if (name, self.cleared) not in self.checked:
@@ -121,58 +121,71 @@ class CheckedArchive(zipfile.ZipFile):
     def check(self, name):
         """Read a part, and keep nothing of it."""
         self.unpacked += self.getinfo(name).file_size
-        limit(self.unpacked, MAX_UNPACKED)
-        row = column = 0  # of the last cell
-        tags = texts = text = 0  # bytes that stay in memory of tags and of texts, and those of the text that is read
-        levels = []  # tags and texts at the start of each element that is open
-
-        def begin(tag, attributes):
-            nonlocal row, column, tags, text
-            text, skipped = 0, 0
-            if tag == ROW:
-                last, row, column = row, float(attributes.get("r", row + 1)), 0
-                if not last < row <= MAX_ROWS:
-                    raise ValidationError(UNREADABLE)
-            elif "r" in attributes:
-                last, column = column, coordinate_to_tuple(attributes["r"])[1]
-                skipped = max(column - last - 1, 0)
-                if tag == CELL and column <= last:
-                    raise ValidationError(UNREADABLE)
-            self.parts += 2 + len(attributes) + skipped
-            tags += (100 if tag == self.cleared else 1000) + 100 * len(attributes)
-            levels.append((tags, texts))
-            limit(self.parts, MAX_PARTS)
-            limit(tags + texts, MAX_KEPT)
-
-        def end(tag):
-            nonlocal tags, texts, text
-            tags_before, texts_before = levels.pop()
-            text = 0
-            if tag == self.cleared:
-                tags, texts = tags_before, texts_before if tag == ROW else texts
-
-        def add_text(chunk):
-            nonlocal texts, text
-            text, texts = text + len(chunk), texts + sys.getsizeof(chunk)
-            limit(text, MAX_TEXT)
-
-        def refuse_doctype(*_):  # which can define entities
-            raise ValidationError(UNREADABLE)
-
+        check_limit(self.unpacked, MAX_UNPACKED)
+        self.cost.begin_part(self.cleared)
         parser = expat.ParserCreate(namespace_separator="}")
         parser.buffer_text = True
-        parser.StartElementHandler, parser.EndElementHandler = begin, end
-        parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = add_text, refuse_doctype
+        parser.StartElementHandler, parser.EndElementHandler = self.cost.begin_element, self.cost.end_element
+        parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self.cost.add_text, refuse_doctype
         length, chunk = 0, b" "
         with super().open(name) as file, contextlib.suppress(expat.ExpatError):
             while chunk:
                 chunk = file.read(65536)
                 parser.Parse(chunk, not chunk)
                 length += len(chunk)
-                limit(length - parser.CurrentByteIndex, MAX_TEXT)
+                check_limit(length - parser.CurrentByteIndex, MAX_TEXT)
 
 
-def limit(number, maximum):
+class Cost:
+    """What openpyxl will need to read XML, as expat reports that; raises ValidationError when it is too much."""
+
+    parts = 0  # see MAX_PARTS
+
+    def begin_part(self, cleared):
+        """Begin with a part of an archive; `cleared` is the tag after whose end openpyxl forgets an element."""
+        self.cleared = cleared
+        self.row = self.column = 0  # of the last cell
+        self.tags = self.texts = 0  # bytes that stay in memory of tags and of texts
+        self.text = 0  # bytes of the text that is being read
+        self.levels = []  # tags and texts at the start of each element that is open
+
+    def begin_element(self, tag, attributes):
+        self.text, skipped = 0, 0
+        if tag == ROW:
+            last, self.row, self.column = self.row, float(attributes.get("r", self.row + 1)), 0
+            if not last < self.row <= MAX_ROWS:
+                raise ValidationError(UNREADABLE)
+        elif "r" in attributes:
+            last, self.column = self.column, coordinate_to_tuple(attributes["r"])[1]
+            skipped = max(self.column - last - 1, 0)
+            if tag == CELL and self.column <= last:
+                raise ValidationError(UNREADABLE)
+        self.parts += 2 + len(attributes) + skipped
+        self.tags += (100 if tag == self.cleared else 1000) + 100 * len(attributes)
+        self.levels.append((self.tags, self.texts))
+        check_limit(self.parts, MAX_PARTS)
+        check_limit(self.tags + self.texts, MAX_KEPT)
+
+    def end_element(self, tag):
+        tags, texts = self.levels.pop()
+        self.text = 0
+        if tag == self.cleared:
+            self.tags = tags
+            if tag == ROW:
+                self.texts = texts
+
+    def add_text(self, chunk):
+        self.text += len(chunk)
+        self.texts += sys.getsizeof(chunk)
+        check_limit(self.text, MAX_TEXT)
+
+
+def refuse_doctype(*_):
+    """Refuse a document type, which can define entities."""
+    raise ValidationError(UNREADABLE)
+
+
+def check_limit(number, maximum):
     """Raise ValidationError for a number of bytes or parts that is too large."""
     if number > maximum:
         raise ValidationError(TOO_LARGE)

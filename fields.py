@@ -16,8 +16,8 @@ class ValidationError(ValueError):
 def to_nfc(text, maximum):
     """Return a text in NFC, in which texts are stored and compared (Unicode Standard Annex 15).
 
-    A text that is longer than `maximum` in NFC too is returned as it is: it may take quadratic time. No character in
-    NFC is made of more than four.
+    A text that is longer than `maximum` in NFC too is returned unchanged: normalizing it may take quadratic time. No
+    character in NFC is made of more than four.
     """
     return unicodedata.normalize("NFC", text) if len(text) <= 4 * maximum else text
 
@@ -54,7 +54,7 @@ class Text(peewee.CharField):
         self.rule = f"{minimum} to {maximum} characters, {limits}"
 
     @property
-    def required(self):
+    def required_in_files(self):
         """Whether each course of a file must give it."""
         return self.default is None and self.minimum > 0
 
@@ -85,7 +85,7 @@ class WholeNumber(peewee.BigIntegerField):
         self.rule = f"a whole number from {minimum} to {maximum}"
 
     @property
-    def required(self):
+    def required_in_files(self):
         """Whether each course of a file must give it."""
         return self.default is None
 

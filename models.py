@@ -13,6 +13,7 @@ From a Python prompt, after `python seed.py`:
 
 import contextlib
 import dataclasses
+import enum
 import functools
 import hashlib
 import re
@@ -35,6 +36,15 @@ split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
 
+class Mode(enum.Enum):
+    """How an upload treats the courses that exist."""
+
+    ADD = enum.auto()  # a code that exists refuses the upload
+    SKIP = enum.auto()  # a course that exists stays unchanged
+    UPDATE = enum.auto()  # a course that exists is changed
+    REPLACE = enum.auto()  # as UPDATE, and courses that are not in the upload are deleted
+
+
 @dataclasses.dataclass
 class Stored:
     """What an upload did to the courses, or would have done."""
@@ -43,7 +53,7 @@ class Stored:
     updated: int = 0
     deleted: int = 0
     unchanged: int = 0
-    taken: list = dataclasses.field(default_factory=list)  # codes that were left as they are, since they exist
+    taken: list = dataclasses.field(default_factory=list)  # codes that were skipped
     changes: list | None = None  # if asked for: pairs of each course before and after, None if there is none
 
     def note(self, before, after):
@@ -120,7 +130,7 @@ class Course(db.Model):
     def write_and_read(cls, code, write, *arguments):
         """Call a function that writes a course; return what it has made of the course, as get_json does.
 
-        Nobody can change the course in between. Returns None if the function wrote nothing.
+        No other client can change the course in between. Returns None if the function wrote nothing.
         """
         with db.write_transaction():
             return cls.get_json(code) if write(*arguments) else None
@@ -193,10 +203,8 @@ class Course(db.Model):
     def store_courses(
         cls,
         courses,
+        mode=Mode.ADD,
         *,
-        update=False,
-        skip=False,
-        replace=False,
         keep=(),
         old=None,
         by=None,
@@ -207,23 +215,23 @@ class Course(db.Model):
     ):
         """Store courses, clean dicts of the fields that are given, all or none; return the Stored.
 
-        A new course gets the defaults of the other fields. A code that exists raises peewee.IntegrityError; with
-        `update` it is changed, with `skip` left as it is. `replace`, with `update`, also deletes all courses but these
-        and those with the codes in `keep`. Returns None if the user `by` may not write, or if the list is no longer
-        `old`, which get_page() returned. `dry_run` stores nothing in the end; `verbose` lists the changes. `progress`
-        passes on the courses. `before_commit` is called when only the commit is left.
+        A new course gets the defaults of the other fields. Under Mode.ADD, a code that exists raises
+        peewee.IntegrityError. Mode.REPLACE deletes no course whose code is in `keep`. Returns None if the user `by` may
+        not write, or if the list is no longer `old`, which get_page() returned. `dry_run` stores nothing in the end;
+        `verbose` lists the changes. `progress` passes on the courses. `before_commit` is called when only the commit is
+        left.
         """
         stored = Stored(changes=[] if verbose else None)
         with db.write_transaction() as transaction:
-            if replace or skip:  # so that no course is added before the end
+            if mode in (Mode.SKIP, Mode.REPLACE):  # so that nobody else adds a course until the end
                 db.execute_sql(db.table_lock.format("courses"))
-            is_current = old is None or cls.get_page()[1] == old
-            if is_current:
-                for batch in peewee.chunked(progress(courses), BATCH):
-                    cls.store_batch(batch, update, skip, stored)
-                if replace:
-                    cls.delete_others({*keep, *(course["code"] for course in courses)}, stored)
-            if not (is_current and lock_writer(by)):
+            if old is not None and cls.get_page()[1] != old:
+                return None
+            for batch in peewee.chunked(progress(courses), BATCH):
+                cls.store_batch(batch, mode, stored)
+            if mode is Mode.REPLACE:
+                cls.delete_others({*keep, *(course["code"] for course in courses)}, stored)
+            if not lock_writer(by):
                 transaction.rollback()
                 return None
             if dry_run:
@@ -232,20 +240,20 @@ class Course(db.Model):
         return stored
 
     @classmethod
-    def store_batch(cls, courses, update, skip, stored):
+    def store_batch(cls, courses, mode, stored):
         """Store courses in one statement, as store_courses does; note in `stored` what that did."""
-        found = cls.lock_courses([course["code"] for course in courses]) if update or skip else {}
-        if skip:
+        found = {} if mode is Mode.ADD else cls.lock_courses([course["code"] for course in courses])
+        if mode is Mode.SKIP:
             stored.taken += found
-            courses, found = [course for course in courses if course["code"] not in found], {}
-        rows = [NEW | found.get(course["code"], {}) | course for course in courses]
+            courses = [course for course in courses if course["code"] not in found]
+        rows = [FILE_DEFAULTS | found.get(course["code"], {}) | course for course in courses]
         for row in rows:
             stored.note(found.get(row["code"]), row)
         changed = [row for row in rows if found.get(row["code"]) != row]
         if changed:
             values = [row[field] for row in changed for field in FIELDS]
             rows_sql = ", ".join([f"({VALUES})"] * len(changed))
-            on_conflict = db.upsert("code", CHANGEABLE) if update else ""
+            on_conflict = db.upsert("code", CHANGEABLE) if mode in (Mode.UPDATE, Mode.REPLACE) else ""
             db.execute_sql(sql(f"{INSERT} VALUES {rows_sql} {on_conflict}"), values)
 
     @classmethod
@@ -268,8 +276,9 @@ class Course(db.Model):
 FIELDS = {field.name: field for field in Course._meta.sorted_fields if field.name != "id"}
 CHANGEABLE = [name for name, field in FIELDS.items() if not field.key]
 DEFAULTS = {name: field.default for name, field in FIELDS.items() if field.default is not None}
-REQUIRED = [name for name in CHANGEABLE if name not in DEFAULTS]
-NEW = dict.fromkeys((name for name, field in FIELDS.items() if not field.required), "") | DEFAULTS  # out of a file
+REQUIRED = [name for name in CHANGEABLE if name not in DEFAULTS]  # of POST and PUT, besides the code
+OPTIONAL_IN_FILES = [name for name, field in FIELDS.items() if not field.required_in_files]
+FILE_DEFAULTS = dict.fromkeys(OPTIONAL_IN_FILES, "") | DEFAULTS
 TEXTS = [name for name, field in FIELDS.items() if isinstance(field, Text)]
 SORTS = [sign + name for sign in ("", "-") for name in ("id", *FIELDS)]
 
@@ -372,7 +381,7 @@ def search(q):
     if q.isascii() and db.like:
         condition, pattern = f"{db.like} %s ESCAPE '!'", "%" + re.sub(r"([!%_])", r"!\1", q) + "%"
     else:
-        cases = ({c: c, **{case: case for case in (c.lower(), c.upper()) if len(case) == 1}} for c in q)
+        cases = (dict.fromkeys([c, *(case for case in (c.lower(), c.upper()) if len(case) == 1)]) for c in q)
         letters = (f"[{''.join(case)}]" if len(case) > 1 else db.escape(*case) for case in cases)
         condition, pattern = f"{db.match} %s", db.any_text + "".join(letters) + db.any_text
     return ["(" + " OR ".join(f"{name} {condition}" for name in TEXTS) + ")"], [pattern] * len(TEXTS)
@@ -440,6 +449,8 @@ def unknown_user_hash():
 
 
 class User(db.Model):
+    """A user, who logs in with a password; one who is read-only may not write."""
+
     username = Text(1, 80, unique=True)
     password = Password(1024)
     read_only = peewee.BooleanField(default=False)
@@ -521,7 +532,7 @@ class ApiKey(db.Model):
     @classmethod
     @retry_conflicts
     def create_key(cls, user, label, seconds=None, read_only=False):
-        """Return a new key, which is good for so many seconds, or forever.
+        """Return a new key, which expires after `seconds`, or never.
 
         Raises ValidationError for a bad label, peewee.IntegrityError if the user has a key with this label.
         """

@@ -20,12 +20,12 @@ from fields import ValidationError, to_nfc
 
 CSV, JSON, NDJSON = "text/csv", "application/json", "application/x-ndjson"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
-NO_LIMIT = 2**62  # rows
+NO_LIMIT = 2**62  # rows, cells or characters
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to read a file, the same in both doors; course_files.make_options() fills it."""
+    """How to read a file, for the command line and for HTTP; course_files.make_options() makes it."""
 
     columns: dict  # the names of the columns that each field is made of
     asked: list  # the fields whose columns were asked for; the others have columns of their own name
@@ -43,7 +43,7 @@ def fold(name):
 
 
 def list_names(names):
-    """Return names for a sentence: A, B and so many more."""
+    """Return names for a sentence, the first 20: "A, B and 3 more"."""
     names = [printable(str(name), SHOWN) for name in names if fold(name)]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
@@ -161,7 +161,7 @@ def printable(text, limit=NO_LIMIT):
 
 
 def normalize(text):
-    """Return a text in NFC, unless it is too long for any field."""
+    """Return a text in NFC, as names and values are compared, unless it is longer than 1,000 characters: see to_nfc."""
     return to_nfc(text, 250)
 
 
@@ -177,7 +177,7 @@ class Records(NamedTuple):
     names: list  # of the columns
     rows: Any
     typed: bool = False  # whether values have types, as in JSON
-    width: float = float("inf")  # cells in a row; more are an error
+    width: int = NO_LIMIT  # cells in a row; more are an error
     document: Any = None  # the JSON value, if it is one course
 
 
@@ -198,7 +198,9 @@ def read_records(data, options, media_type=""):
     else:
         text = decode_text(data, options.encoding, options.over_http)
     readers = {CSV: read_csv, JSON: read_json, NDJSON: read_ndjson}
-    return readers[media_type if media_type in readers else find_text_type(text)](text, options)
+    if media_type not in readers:
+        media_type = find_text_type(text)
+    return readers[media_type](text, options)
 
 
 def find_text_type(text):
@@ -270,7 +272,8 @@ def number_rows(reader):
 def find_delimiter(text, options):
     """Return the delimiter of CSV text: the one that finds most of the columns asked for, or else most columns.
 
-    Without column names, it is the one that comes closest to as many cells as options.header has.
+    Without column names, it is the one, of those that separate anything, that comes closest to as many cells as
+    options.header has.
     """
     asked = {fold(name) for names in options.columns.values() for name in names}
     scores = {}
@@ -278,7 +281,8 @@ def find_delimiter(text, options):
         file = io.StringIO(text[:100_000].lstrip("\r\n").replace("\0", " "), newline="")
         rows = list(itertools.islice(csv.reader(file, delimiter=delimiter, skipinitialspace=True), 20))
         if options.header:
-            scores[delimiter] = -sum(abs(len(cells) - len(options.header)) for cells in rows)
+            distance = sum(abs(len(cells) - len(options.header)) for cells in rows)
+            scores[delimiter] = (any(len(cells) > 1 for cells in rows), -distance)
         elif rows:
             scores[delimiter] = (len(asked & {*map(fold, rows[0])}), len(rows[0]))
     return max(scores, key=scores.get, default=",")

@@ -19,7 +19,7 @@ import peewee
 import course_files
 import models
 from database import SQLite, db, describe, exit_if_unusable, init_db
-from models import FIELDS, ApiKey, Course, User, join_words
+from models import FIELDS, ApiKey, Course, Mode, User, join_words
 
 SUBJECTS = ("ART", "BIO", "CHEM", "CSE", "ECON", "GEOG", "HIST", "LAW", "MATH", "MUS", "PHIL", "PHYS")
 KINDS = ("Introduction to", "Foundations of", "Methods of", "Topics in", "Seminar in", "Advanced", "History of")
@@ -81,7 +81,7 @@ def set_user(name, read_only, delete):
     user = User.get_or_none(User.username == name)
     if delete:
         if not (user and user.delete_instance()):
-            raise ValueError(f"there is no user {name}")
+            raise ValueError(f"there is no user {name}; list them with: python seed.py users")
         return f"Deleted user {name}."
     if not user:
         User.create_user(name, read_password(name), bool(read_only))
@@ -121,7 +121,7 @@ def set_key(name, label, days, read_only, delete):
     name, label = User.username.clean(name), ApiKey.label.clean(label)
     user = User.get_or_none(User.username == name)
     if not user:
-        raise ValueError(f"there is no user {name}")
+        raise ValueError(f"there is no user {name}; list them with: python seed.py users")
     if days and days > MAX_DAYS:
         raise ValueError(f"a key is good for {MAX_DAYS} days at most, or, without --days, until it is deleted")
     if delete:
@@ -138,16 +138,16 @@ def set_key(name, label, days, read_only, delete):
 # -- Courses -----------------------------------------------------------------------------------------------------------
 
 
-def import_courses(file, update, replace, yes, skip_invalid, report, dry_run, verbose, **options):
+def import_courses(file, update, replace, yes, skip_invalid, report, dry_run, verbose, **given):
     """Store the courses of a file, all or none; return sentences that say what was done."""
-    how = {"update": update, "replace": replace, "skip_invalid": skip_invalid}
+    mode = Mode.REPLACE if replace else Mode.UPDATE if update else Mode.ADD
+    how = {"skip_invalid": skip_invalid, "dry_run": dry_run, "verbose": verbose}
     try:
-        data, options = read_file(file), course_files.make_options(options)
+        data, options = read_file(file), course_files.make_options(given)
         reading = course_files.read_courses(data, options)
         if replace and not dry_run:
-            how["old"] = confirm_deletion(reading, yes, **how)
-        how |= {"dry_run": dry_run, "verbose": verbose}
-        stored = course_files.store_courses(reading, progress=progress, before_commit=ignore_ctrl_c, **how)
+            how["old"] = confirm_deletion(reading, yes, skip_invalid)
+        stored = course_files.store_courses(reading, mode, progress=progress, before_commit=ignore_ctrl_c, **how)
     except course_files.UploadError as error:
         print(error, file=sys.stderr)
         print_refusals(reading)
@@ -170,7 +170,7 @@ def read_file(path):
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
 
 
-def confirm_deletion(reading, yes, **how):
+def confirm_deletion(reading, yes, skip_invalid):
     """Ask before more than a tenth of the courses are deleted, unless `yes`; return the list asked about, as JSON.
 
     Raises ValueError for another answer than yes, or if there is no terminal to ask at.
@@ -178,7 +178,7 @@ def confirm_deletion(reading, yes, **how):
     if yes:
         return None
     _, old, _ = Course.get_page()
-    stored = course_files.store_courses(reading, dry_run=True, **how)
+    stored = course_files.store_courses(reading, Mode.REPLACE, skip_invalid=skip_invalid, dry_run=True)
     total = stored.updated + stored.unchanged + stored.deleted
     if stored.deleted * 10 > total:
         warning = f"This deletes {stored.deleted:,} of {count(total, 'course')}"
@@ -216,9 +216,12 @@ def write_report(path, data, options, reading):
 def describe_import(reading, stored, dry_run):
     """Return sentences that say what an import did, or would do."""
     parts = [f"{'Would add' if dry_run else 'Added'} {count(stored.created, 'course')}"]
-    for number, verb in ((stored.updated, "update"), (stored.deleted, "delete")):
-        parts += [f"{verb if dry_run else verb + 'd'} {number:,}"] if number else []
-    parts += [f"{stored.unchanged:,} unchanged"] if stored.unchanged else []
+    if stored.updated:
+        parts.append(f"{'update' if dry_run else 'updated'} {stored.updated:,}")
+    if stored.deleted:
+        parts.append(f"{'delete' if dry_run else 'deleted'} {stored.deleted:,}")
+    if stored.unchanged:
+        parts.append(f"{stored.unchanged:,} unchanged")
     lines = [", ".join(parts) + ("; nothing was stored." if dry_run else ".")]
     if reading.repeated:
         lines.append(f"{count(reading.repeated, reading.unit)} repeated an earlier code, and counted once.")
@@ -226,7 +229,7 @@ def describe_import(reading, stored, dry_run):
         refused = f"Left out {count(len(reading.invalid), reading.unit)}"
         lines.append(f"{refused}: {course_files.summarize(reading.invalid)}.")
     if dry_run:
-        columns = (f"{field} from {' and '.join(names)}" for field, names in reading.columns.items())
+        columns = (f"{field} from {' and '.join(map(str.strip, names))}" for field, names in reading.columns.items())
         lines.append(f"Columns: {', '.join(columns)}.")
         lines += [f"  {' | '.join(map(str, course.values()))}" for course in list(reading.courses.values())[:3]]
     lines += [describe_change(*change) for change in stored.changes or ()]
@@ -236,8 +239,9 @@ def describe_import(reading, stored, dry_run):
 def describe_change(before, after):
     """Return a line about a course that was added (+), changed (~) or deleted (-)."""
     if not (before and after):
-        return f"{'+' if after else '-'} {' | '.join(map(str, (after or before).values()))}"
-    changes = (f"{name} {before[name]!r} -> {after[name]!r}" for name in after if before[name] != after[name])
+        course = after or before
+        return f"{'+' if after else '-'} {' | '.join(str(course[name]) for name in FIELDS)}"
+    changes = (f"{name} {before[name]!r} -> {after[name]!r}" for name in FIELDS if before[name] != after[name])
     return f"~ {after['code']}: {', '.join(changes)}"
 
 
@@ -257,13 +261,13 @@ def export_courses(file, encoding):
         raise ValueError(f"the courses cannot be written in {encoding}; use utf-8-sig or utf-16") from None
     if file == "-":
         sys.stdout.buffer.write(content)
-    else:
-        pathlib.Path(file).write_bytes(content)
+        return f"Wrote {count(total, 'course')} to standard output."
+    pathlib.Path(file).write_bytes(content)
     return f"Wrote {count(total, 'course')} to {file}."
 
 
 def add_random_courses(number, seed):
-    """Add made-up courses, the same for the same seed, with codes that are free; return a sentence."""
+    """Add made-up courses with free codes, the same ones for the same seed; return a sentence."""
     rng = random.Random(seed)  # noqa: S311 (nothing secret)
     taken = {code for (code,) in Course.select(Course.code).tuples()}
     courses = {}
@@ -344,7 +348,7 @@ def restore(file):
 
 
 def positive_number(text):
-    """Return a whole number, 1 or more; raise ValueError for any other text."""
+    """Return a whole number, 1 or more; raise argparse.ArgumentTypeError for any other text."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number, 1 or more")
     return int(text)
@@ -352,11 +356,12 @@ def positive_number(text):
 
 def add_import_options(importer):
     """Add the options that `import` has; the query parameters of POST and PUT /courses have the same names."""
-    importer.add_argument("file", metavar="FILE", help="- for standard input")
-    for name, field in FIELDS.items():
-        text = f"the columns of the {field.label or name}, if they have other names"
+    importer.usage = "%(prog)s FILE [OPTION ...]"  # behind the names of columns, the file would be one of them
+    importer.add_argument("file", metavar="FILE", help="a CSV, JSON, NDJSON or .xlsx file, or - for standard input")
+    for name in FIELDS:
+        text = f"the columns that make up the {name}, if they have other names"
         importer.add_argument(f"--{name}", nargs="+", metavar="COLUMN", help=text)
-    importer.add_argument("--header", metavar="NAMES", help="column names of a file without: code,name,,instructor")
+    importer.add_argument("--header", metavar="NAMES", help="column names, if the file has none: code,name,,instructor")
     importer.add_argument("--sheet", metavar="TITLE", help="the sheet of an Excel file (the first one)")
     importer.add_argument(
         "--repeats", choices=course_files.REPEATS, help="what to do with a code that repeats (refuse)"
@@ -385,7 +390,9 @@ def parse_arguments():
     user = command("user", set_user, "add a user, or change the password; it is asked for, or read from standard input")
     user.add_argument("name", metavar="NAME", help="the user's name")
     change = user.add_mutually_exclusive_group()
-    change.add_argument("--read-only", action=argparse.BooleanOptionalAction, help="set the role, not the password")
+    change.add_argument(
+        "--read-only", action=argparse.BooleanOptionalAction, help="set the role, and keep the password"
+    )
     change.add_argument("--delete", action="store_true", help="delete the user")
     command("keys", list_keys, "list the keys of all users")
     key = command("key", set_key, "add a key with which a script acts as a user; it is printed once")

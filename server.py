@@ -1,4 +1,4 @@
-"""waitress, with what it lets an application add: JSON errors, stricter headers, a log, quick reads, a graceful stop.
+"""waitress, with what it lets an application add: JSON errors, stricter headers, quick reads, a graceful stop.
 
 Private parts of waitress are touched here only, each with the reason.
 """
@@ -6,7 +6,6 @@ Private parts of waitress are touched here only, each with the reason.
 import collections
 import contextlib
 import errno
-import functools
 import io
 import logging
 import os
@@ -17,7 +16,6 @@ import sys
 import threading
 import time
 from typing import NamedTuple
-from urllib.parse import quote
 
 import msgspec
 from waitress import receiver, wasyncore
@@ -29,7 +27,8 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, Error
 
-from settings import HOST, LOG_LEVEL, PORT, THREADS, URL_PREFIX
+from logs import log_request, log_writer
+from settings import HOST, PORT, THREADS, URL_PREFIX
 
 MAX_CONNECTIONS = 2000
 MAX_BLANKS = 1000  # in the headers of a request, for which waitress takes quadratic time
@@ -37,6 +36,7 @@ MAX_HEADERS = 100  # of a request; each takes much more memory than its text
 MAX_LARGE = 100  # bodies of more than LARGE_BODY, of which 2,000 would take too much memory
 LARGE_BODY = 8 * 1024  # bytes; those of logins and of single courses are smaller
 MAX_CHUNK_LINE = 1024  # bytes of a chunk's size with its extensions, and of the trailer: quadratic time, too
+TLS_HANDSHAKE = b"\x16\x03"  # the beginning of what a client sends to https:// (RFC 8446 §5.1)
 IDLE_SECONDS = 150  # a connection stays open between requests; proxies keep theirs for up to 120
 STALL_SECONDS = 30  # a client may pause within a request or a response
 CROWDED_SECONDS = 5  # either, once nine tenths of the connections are in use
@@ -48,102 +48,14 @@ WAITRESS_OPTIONS = {
     "max_request_body_size": 10**4300,  # bytes, more than Python reads from text; Parser judges
     "inbuf_overflow": 2**30,  # bytes; more would go to a file, and the disk may be read-only
     "outbuf_overflow": 2**30,
+    "outbuf_high_watermark": 2**30,  # bytes; above it, a thread would wait until its client reads
     "ident": None,  # no Server header
     "clear_untrusted_proxy_headers": False,  # the app reads the only one that counts
 }
 LINGER_SECONDS = 0.5  # after SIGTERM, open connections may still send a request
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("course_api")
 quick_channels = collections.deque()  # whose requests the main thread is to answer
 stopping = threading.Event()
-
-
-# -- The log -----------------------------------------------------------------------------------------------------------
-
-MAX_LINES = 10_000  # that wait to be written
-MAX_PATH = 300  # characters of a path in the log
-BATCH_SECONDS = 0.05  # between writes to the log; with one for each line, requests take a tenth longer (measured)
-is_plain = re.compile(r"[\w./:~*-]+", re.ASCII).fullmatch
-
-
-class LogWriter(logging.Handler):
-    """Writes lines to standard output in a thread of its own, so that nothing waits for whoever reads them.
-
-    What comes while MAX_LINES wait is dropped and counted.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.lines, self.arrived, self.lost, self.count = collections.deque(), threading.Event(), 0, threading.Lock()
-
-    def start(self):
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def emit(self, record):
-        self.add(self.format(record))
-
-    def add(self, line):
-        """Write a line soon."""
-        if len(self.lines) < MAX_LINES:
-            self.lines.append(line)
-        else:
-            with self.count:
-                self.lost += 1
-        if not self.arrived.is_set():
-            self.arrived.set()
-
-    def run(self):
-        while self.arrived.wait():
-            time.sleep(BATCH_SECONDS)
-            self.write()
-            self.arrived.clear()
-            if self.lines:  # that came in between
-                self.arrived.set()
-
-    def write(self):
-        """Write the lines that wait, and how many were lost before them."""
-        lines = [self.lines.popleft() for _ in range(len(self.lines))]
-        with self.count:
-            lost, self.lost = self.lost, 0
-        if lost:
-            lines.append(f"{format_time(int(time.time()))} WARNING {lost:,} lines lost, since nobody read the log")
-        data = "".join(f"{line}\n" for line in lines).encode(sys.stdout.encoding, "backslashreplace")
-        try:
-            while data:
-                data = data[os.write(sys.stdout.fileno(), data) :]
-        except OSError:  # a full disk or a closed pipe
-            with self.count:
-                self.lost += lost + len(lines) - bool(lost)
-
-    def flush(self):
-        """Wait until the lines are written, for up to a second."""
-        deadline = time.monotonic() + 1
-        while self.arrived.is_set() and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-
-log_writer = LogWriter()
-
-
-@functools.lru_cache(maxsize=4)
-def format_time(seconds):
-    """Return a whole number of seconds of Unix time as the log shows it."""
-    return time.strftime(TIME_FORMAT, time.gmtime(seconds))
-
-
-def escape(text, encoding="utf-8"):
-    """Return a text as one field of the log."""
-    return text if is_plain(text) else quote(text, "/:", encoding, "replace") or "-"
-
-
-def set_up_log():
-    """Write the log to standard output, in UTC."""
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(handlers=[log_writer], level=LOG_LEVEL, format=LOG_FORMAT, datefmt=TIME_FORMAT)
-    logging.getLogger("peewee").setLevel("WARNING")  # its DEBUG shows password hashes and the key
-    logging.getLogger("waitress.queue").setLevel("ERROR")  # else a line for each request that waits
-    log_writer.start()
 
 
 # -- Requests and connections ------------------------------------------------------------------------------------------
@@ -159,6 +71,7 @@ class Service(NamedTuple):
     body_limit: object  # a function of an environ without a body: how many bytes its body may have
     max_uploads: int  # bodies of more than max_body that arrive or wait at a time
     is_quick: object  # a function of a method and a path: whether the main thread can answer without waiting
+    is_queued: object  # a function of a method: whether the request would wait for all others of which it is true
     login_paths: set  # whose requests wait for each other
     max_logins: int  # at a time
     quiet_paths: set  # logged at DEBUG only
@@ -180,16 +93,12 @@ class Task(WSGITask):
             environ = self.environ or {"REMOTE_ADDR": self.channel.addr[0]}
             method, path = getattr(self.request, "command", "-"), getattr(self.request, "path", "-")
             is_quiet = path.removeprefix(URL_PREFIX) in self.channel.server.service.quiet_paths
+            if self.request.is_queued and self.status[:3] == "503" and not self.request.error:
+                self.channel.server.gave_up = time.time()
             level = logging.DEBUG if is_quiet else logging.INFO
-            if log.isEnabledFor(level):
-                address, user = escape(environ["REMOTE_ADDR"]), escape(environ.get("REMOTE_USER", "-"))
-                path = escape(path[:MAX_PATH], "latin1")
-                size = self.content_length if self.has_body and method != "HEAD" else 0
-                milliseconds = (time.time() - self.start_time) * 1000
-                log_writer.add(
-                    f"{format_time(int(self.start_time))} {logging.getLevelName(level)} {address} {user} {method} "
-                    f"{path} {self.status[:3]} {size or 0} bytes {milliseconds:.1f} ms"
-                )
+            size = self.content_length if self.has_body and method != "HEAD" else 0
+            address, user = environ["REMOTE_ADDR"], environ.get("REMOTE_USER", "-")
+            log_request(level, self.start_time, address, user, method, path, self.status[:3], size or 0)
 
 
 class RefusalTask(Task):
@@ -214,7 +123,6 @@ class BusyError(Error):
 # The "$" of waitress also matches before a line feed, at which another server may end the line (CVE-2025-55315).
 receiver.ONLY_HEXDIG_RE = re.compile(receiver.ONLY_HEXDIG_RE.pattern[:-1] + rb"\Z")
 receiver.CHUNK_EXT_RE = re.compile(receiver.CHUNK_EXT_RE.pattern[:-1] + rb"\Z")
-wasyncore._DISCONNECTED |= {errno.ETIMEDOUT}  # a client that reads nothing is no fault with a traceback
 
 
 class Parser(HTTPRequestParser):
@@ -223,7 +131,8 @@ class Parser(HTTPRequestParser):
     A body that is too large is cut off as soon as that is known: the app gets only its size, to refuse it.
     """
 
-    is_cut = False
+    is_cut = is_queued = False
+    pipelined = b""  # what came behind this request
 
     def __init__(self, adj, server):
         super().__init__(adj)
@@ -236,13 +145,18 @@ class Parser(HTTPRequestParser):
             self.judge(size)
         elif self.chunked and len(self.body_rcv.control_line) + len(self.body_rcv.trailer) > MAX_CHUNK_LINE:
             self.error, self.completed = BadRequest("a chunk's size, or the trailer, is too long"), True
-        if not (self.error or self.is_cut):
+        elif not (self.headers_finished or start) and data.startswith(TLS_HANDSHAKE):
+            self.error, self.completed = BadRequest("this port speaks HTTP, not HTTPS"), True
+        if self.error or self.is_cut:  # so that nothing behind it is believed
+            self.expect_continue = False
+            origin = re.search(rb"(?i)\r\nOrigin:[ \t]*([!-~]+)", start + data) if self.error else None
+            if origin:  # which is not parsed if the headers are bad
+                self.headers.setdefault("ORIGIN", origin[1].decode())
+        elif self.completed and not self.empty:
+            self.pipelined = data[consumed:]
+        else:
             return consumed
-        self.expect_continue = False
-        origin = re.search(rb"(?i)\r\nOrigin:[ \t]*([!-~]+)", start + data) if self.error else None
-        if origin:  # which is not parsed if the headers are bad
-            self.headers.setdefault("ORIGIN", origin[1].decode())
-        return len(data)  # nothing behind it is believed
+        return len(data)
 
     def judge(self, size):
         """Cut the body off if this request may not send so much, and refuse it if too many do."""
@@ -293,12 +207,14 @@ def encode_target(header_plus):
 
 
 class Channel(HTTPChannel):
-    """A connection. One whose client may still be sending what is refused is read on for a while before it is closed.
+    """A connection, which reads a request once the response before it has been read.
 
+    If the client may still be sending what is refused, the connection is read on for a while before it is closed.
     Otherwise the close would be a reset, which can reach the client before it has read why.
     """
 
     task_class, error_task_class = Task, RefusalTask
+    pipelined = b""  # what came behind the request that is served
     lingers = False  # once a request has been refused
     rest, end = None, None  # while it lingers: the bytes that may still come, and until when
 
@@ -306,8 +222,25 @@ class Channel(HTTPChannel):
         return Parser(adj, self.server)
 
     def service(self):
-        self.lingers = bool(self.requests[0].error or self.requests[0].is_cut)
+        request = self.requests[0]
+        if request.is_queued and self.last_activity < self.server.gave_up:
+            request.error = BusyError("the requests before this one waited in vain; try again soon")
+        self.lingers = bool(request.error or request.is_cut)
         super().service()
+
+    def handle_read(self):
+        if not self.pipelined:
+            super().handle_read()
+
+    def writable(self):
+        return super().writable() or (self.pipelined and not self.requests)
+
+    def handle_write(self):
+        """Send what waits; then go on with the next request, if it is here already."""
+        super().handle_write()
+        if self.pipelined and self.connected and not (self.requests or self.total_outbufs_len):
+            data, self.pipelined = self.pipelined, b""
+            self.received(data)
 
     def handle_close(self):
         if self.lingers and self.connected:
@@ -344,36 +277,34 @@ class Channel(HTTPChannel):
     @property
     def is_idle(self):
         """Whether nothing is on its way in or out."""
-        return self.rest is None and not (self.request or self.requests or self.total_outbufs_len)
+        return self.rest is None and not (self.request or self.requests or self.pipelined or self.total_outbufs_len)
 
 
 class Server(TcpWSGIServer):
     """Leaves one indexed read of SQLite to the main thread, which reads all requests, and the rest to other threads.
 
     Handing such a request, and the interpreter's lock, to another thread takes longer than the request (measured).
-    Logins, which wait for each other, have threads of their own. So have large uploads, one thread for all.
+    Logins, which wait for each other, have threads of their own. Large uploads have one thread for all, and so have the
+    writes of SQLite: in several threads they would wait for each other, a tenth longer (measured), and reads for them.
     """
 
     channel_class = Channel
+    gave_up = 0  # when a queued request was last answered 503, in Unix time; those behind it would wait as long again
 
-    def __init__(self, service, login_dispatcher, upload_dispatcher, *args, **options):
+    def __init__(self, service, login_dispatcher, upload_dispatcher, queue_dispatcher, *args, **options):
         super().__init__(service.app, *args, **options)
-        self.service, self.login_dispatcher, self.upload_dispatcher = service, login_dispatcher, upload_dispatcher
-
-    def set_socket_options(self, connection):
-        """Let Linux hang up on a client that reads nothing; waitress would wait while it has requests."""
-        super().set_socket_options(connection)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * STALL_SECONDS)
+        self.service, self.login_dispatcher = service, login_dispatcher
+        self.upload_dispatcher, self.queue_dispatcher = upload_dispatcher, queue_dispatcher
 
     def maintenance(self, now):
         """Close connections that are idle or slow; sooner where there is little room for others."""
         super().maintenance(now)
         is_crowded = len(self._map) > 0.9 * self.adj.connection_limit
         patience = CROWDED_SECONDS if is_crowded else STALL_SECONDS
-        for channel in self.active_channels.values():
-            if not channel.requests and (is_crowded or not channel.is_idle):
-                channel.will_close |= channel.is_overdue(now, patience)
+        for channel in list(self.active_channels.values()):
+            is_due = not channel.requests and (is_crowded or not channel.is_idle)
+            if is_due and channel.is_overdue(now, patience):
+                channel.handle_close()  # not will_close, which waits until the client reads
 
     def count_requests(self, limit):
         """Return how many requests of this limit arrive or wait; only large ones pay for looking at all connections."""
@@ -384,6 +315,7 @@ class Server(TcpWSGIServer):
     def add_task(self, channel):
         """Hand the first request of a channel to the threads that are to answer it."""
         request = channel.requests[0]
+        channel.pipelined = request.pipelined
         if stopping.is_set():
             request.headers["CONNECTION"] = "close"
         path = "" if request.error else request.path.removeprefix(URL_PREFIX)
@@ -394,6 +326,9 @@ class Server(TcpWSGIServer):
             self.login_dispatcher.add_task(channel)
         elif request.is_upload:
             self.upload_dispatcher.add_task(channel)
+        elif not request.error and self.service.is_queued(request.command):
+            request.is_queued = True
+            self.queue_dispatcher.add_task(channel)
         else:
             super().add_task(channel)
 
@@ -410,8 +345,8 @@ def poll(sockets, seconds):
 
 def listen(service, sockets):
     """Return a server for each address of HOST; exit with one line if one cannot be used."""
-    dispatchers = [ThreadedTaskDispatcher() for _ in range(3)]
-    for dispatcher, threads in zip(dispatchers, (THREADS, service.max_logins + 1, 1), strict=True):
+    dispatchers = [ThreadedTaskDispatcher() for _ in range(4)]
+    for dispatcher, threads in zip(dispatchers, (THREADS, service.max_logins + 1, 1, 1), strict=True):
         dispatcher.set_thread_count(threads)  # of logins one more, to refuse the others
     servers, port = [], PORT
     try:
@@ -433,7 +368,7 @@ def listen(service, sockets):
         hint = "see HOST and PORT"
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             hint = f"choose another: PORT={PORT + 1 if PORT < 65535 else 5001} python course_api.py"
-        sys.exit(f"cannot listen on {HOST}:{PORT}: {error}; {hint}")
+        sys.exit(f"cannot listen on {HOST}:{PORT}: {str(error).rstrip('.')}; {hint}")
     return servers
 
 

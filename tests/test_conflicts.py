@@ -13,7 +13,7 @@ from processes import SQLITE
 import database
 import models
 from database import MariaDB, PostgreSQL, SQLite
-from models import Course
+from models import Course, Mode
 
 Operational = peewee.OperationalError
 CONFLICTS = {
@@ -119,7 +119,7 @@ def test_two_uploads_that_wait_for_each_other_are_both_carried_out(app, monkeypa
     def upload(codes, instructor):
         courses = [{"code": code, "name": "Shared", "instructor": instructor} for code in codes]
         try:
-            return Course.store_courses(courses, update=True, progress=meet).updated
+            return Course.store_courses(courses, Mode.UPDATE, progress=meet).updated
         finally:
             database.db.close()
 
@@ -155,7 +155,7 @@ def test_a_replacement_loses_no_change_that_is_made_at_the_same_time(app):
             _, old, _ = Course.get_page()
             rows = [{name: row[name] for name in ("code", "name")} for row in json.loads(old)]
             rows += [{"code": f"LIST {number}", "name": "Replaced"}]
-            stored = Course.store_courses(rows, update=True, replace=True, old=old)
+            stored = Course.store_courses(rows, Mode.REPLACE, old=old)
             replaced.extend([rows[-1]["code"]] if stored else [])
 
     run_together(add, replace)
@@ -164,13 +164,13 @@ def test_a_replacement_loses_no_change_that_is_made_at_the_same_time(app):
 
 def test_codes_that_are_taken_at_the_same_time_are_skipped(app):
     rows = [{"code": f"C {number}", "name": "Shared"} for number in range(300)]
-    stored = run_together(*(lambda: Course.store_courses(rows, skip=True) for _ in range(3)))
+    stored = run_together(*(lambda: Course.store_courses(rows, Mode.SKIP) for _ in range(3)))
     assert sum(one.created for one in stored) == 300
     assert sum(len(one.taken) for one in stored) == 600
 
 
 def test_two_replacements_at_the_same_time_leave_one_of_their_lists(app):
     lists = [[{"code": f"{letter} {number}", "name": "a"} for number in range(300)] for letter in "AB"]
-    run_together(*(lambda rows=rows: Course.store_courses(rows, update=True, replace=True) for rows in lists))
+    run_together(*(lambda rows=rows: Course.store_courses(rows, Mode.REPLACE) for rows in lists))
     assert {row["code"][0] for row in Course.get_all_courses()} in ({"A"}, {"B"})
     assert len(Course.get_all_courses()) == 300

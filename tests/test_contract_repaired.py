@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 import webtest
-from catalogue import CHANGE, CSE115, NEW, codes, course, get, insert, make_token
+from catalogue import CHANGE, CSE115, NEW, codes, course, get, insert, join_with_or, make_token
 from description import check_error
 from faults import constraint, sqlite_error
 
@@ -24,8 +24,8 @@ from records import XLSX
     ("method", "path", "types"),
     [
         ("POST", "/login", "application/json or application/x-www-form-urlencoded"),
-        ("POST", "/courses", f"application/json or text/csv or application/x-ndjson or {XLSX}"),
-        ("PUT", "/courses", f"application/json or text/csv or application/x-ndjson or {XLSX}"),
+        ("POST", "/courses", f"application/json, text/csv, application/x-ndjson or {XLSX}"),
+        ("PUT", "/courses", f"application/json, text/csv, application/x-ndjson or {XLSX}"),
         ("PUT", "/courses/CSE115", "application/json"),
         ("PATCH", "/courses/CSE115", "application/json or application/merge-patch+json"),
     ],
@@ -179,7 +179,7 @@ def test_options_and_the_refusal_of_a_wrong_method_name_those_allowed(stranger, 
     response = stranger.options(path, status=204)
     assert (response.body, response.headers["Allow"]) == (b"", allowed)
     response = stranger.request(path, method=method, status=405)
-    check_error(response, f"{method} is not allowed for {path}; use {allowed.replace(', ', ' or ')}")
+    check_error(response, f"{method} is not allowed for {path}; use {join_with_or(allowed.split(', '))}")
     assert response.headers["Allow"] == allowed
 
 

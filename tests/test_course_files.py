@@ -184,7 +184,8 @@ MISSING = {
         ["is: Autumn 2026;", "line 3 seems to name them", "--header code,name,instructor --skip-invalid"],
     ),
     "a title in German": ("Liste;\nKurscode;Kursname\n", {}, ["line 2 seems to name them"]),
-    "an empty file": ("", {}, ["(blank)"]),
+    "an empty file": ("", {}, ["there are no courses in it; it is empty"]),
+    "a file of blank lines": ("\n ; \n", {}, ["there are no courses in it; it is empty"]),
     "a column named twice": ("Code,name,code\nA,a,B\n", {}, ["column code is named twice"]),
     "a column that only the option names": (
         "code,name\n",
@@ -262,6 +263,13 @@ def test_a_bad_record_gets_its_value_its_length_and_its_code():
     ]
     expected = "1 code not allowed, 1 name too long, 1 code missing, 1 name not allowed, 1 row with too many cells"
     assert summarize(reading.invalid) == f"{expected}, 1 name missing"
+
+
+@pytest.mark.parametrize(("over_http", "option"), [(False, "--header"), (True, "?header=")])
+def test_a_header_with_too_few_names_is_told_to_have_more(over_http, option):
+    reading = read("PHY 1,Mechanics,3,Isaac\nPHY 2,Optics,4,\n", header="code,name", over_http=over_http)
+    quotes = "there are more cells than columns; put quotes around a cell that has a separator"
+    assert [error for _, _, error in errors(reading)] == [f"{quotes}, or name every column in {option}"] * 2
 
 
 def test_the_summary_begins_with_the_commonest_kind():

@@ -30,7 +30,7 @@ from processes import PYTHON, ROOT
 import database
 import models
 from database import MariaDB, PostgreSQL, SQLite
-from models import Course, SigningKey, User, ValidationError
+from models import Course, Mode, SigningKey, User, ValidationError
 
 RULES = {"username": User.username, "password": User.password} | models.FIELDS
 
@@ -177,13 +177,13 @@ def test_an_upload_larger_than_a_batch_is_counted_whole(app):
     rows = [NEW | {"code": f"C{number}"} for number in range(2 * models.BATCH + 1)]
     assert counts(Course.store_courses(rows)) == (2 * models.BATCH + 1, 0, 0, 0)
     rows = [row | {"name": "Changed"} if number % 2 else row for number, row in enumerate(rows)]
-    assert counts(Course.store_courses([*rows, NEW], update=True)) == (1, models.BATCH, 0, models.BATCH + 1)
-    assert counts(Course.store_courses(rows[5:], update=True, replace=True)) == (0, 0, 8, 2 * models.BATCH - 4)
+    assert counts(Course.store_courses([*rows, NEW], Mode.UPDATE)) == (1, models.BATCH, 0, models.BATCH + 1)
+    assert counts(Course.store_courses(rows[5:], Mode.REPLACE)) == (0, 0, 8, 2 * models.BATCH - 4)
 
 
 def test_fields_that_an_upload_does_not_give_are_left_alone_or_get_defaults(app):
     rows = [{"code": "CSE115", "name": "Basics"}, {"code": "CSE225", "name": "Trees"}]
-    Course.store_courses(rows, update=True)
+    Course.store_courses(rows, Mode.UPDATE)
     courses = {row["code"]: row for row in Course.get_all_courses()}
     assert courses["CSE115"]["name"] == "Basics" and courses["CSE115"]["instructor"] == CSE115["instructor"]
     assert courses["CSE225"]["instructor"] == ""
@@ -191,8 +191,7 @@ def test_fields_that_an_upload_does_not_give_are_left_alone_or_get_defaults(app)
 
 def test_an_upload_lists_its_changes_and_a_dry_run_makes_none(app):
     before, changed = Course.get_all_courses(), CSE115 | {"name": "Basics"}
-    options = {"update": True, "replace": True, "verbose": True, "dry_run": True}
-    stored = Course.store_courses([NEW, changed], **options)
+    stored = Course.store_courses([NEW, changed], Mode.REPLACE, verbose=True, dry_run=True)
     assert stored.changes == [(None, NEW), (CSE115, changed), (CSE465, None)]
     assert Course.get_all_courses() == before
 
@@ -200,30 +199,30 @@ def test_an_upload_lists_its_changes_and_a_dry_run_makes_none(app):
 def test_a_taken_code_refuses_an_upload_or_is_skipped(app):
     with pytest.raises(peewee.IntegrityError):
         Course.store_courses([NEW, CSE115 | {"name": "Basics"}])
-    stored = Course.store_courses([NEW, CSE115 | {"name": "Basics"}], skip=True)
+    stored = Course.store_courses([NEW, CSE115 | {"name": "Basics"}], Mode.SKIP)
     assert (counts(stored), stored.taken) == ((1, 0, 0, 0), ["CSE115"])
     assert Course.get_course("CSE115")["name"] == CSE115["name"]
 
 
 def test_a_replaced_list_keeps_its_ids_and_what_is_to_be_kept(app):
     before = Course.get_all_courses()
-    Course.store_courses([CSE115], update=True, replace=True, keep=["CSE465"])
+    Course.store_courses([CSE115], Mode.REPLACE, keep=["CSE465"])
     assert Course.get_all_courses() == before
 
 
 def test_a_list_that_has_changed_is_not_replaced(app):
     _, old, _ = Course.get_page()
     Course.add_course(**NEW)
-    assert Course.store_courses([CSE115], update=True, replace=True, old=old) is None
+    assert Course.store_courses([CSE115], Mode.REPLACE, old=old) is None
     assert len(Course.get_all_courses()) == 3
     _, old, _ = Course.get_page()
-    assert Course.store_courses([CSE115], update=True, replace=True, old=old).deleted == 2
+    assert Course.store_courses([CSE115], Mode.REPLACE, old=old).deleted == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"update": True}, {"update": True, "replace": True}, {"skip": True}])
-def test_an_upload_of_a_user_who_may_not_write_stores_nothing(app, options):
+@pytest.mark.parametrize("mode", Mode)
+def test_an_upload_of_a_user_who_may_not_write_stores_nothing(app, mode):
     before = Course.get_all_courses()
-    assert Course.store_courses([NEW], by=models.Writer("nobody"), **options) is None
+    assert Course.store_courses([NEW], mode, by=models.Writer("nobody")) is None
     assert Course.get_all_courses() == before
 
 

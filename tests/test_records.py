@@ -55,7 +55,7 @@ REFUSED = {
     "a column named twice": ("code,name,instructor,code\nA,a,a,Z\n", "", ["column code", "twice"]),
     "a column named twice in other letters": ("Code,Name,Instructor, NAME\nA,a,a,Z\n", "", ["column name", "twice"]),
     "a long line": ("x" * 100_000, "", ["x" * 40 + "…"]),
-    "an empty file": ("", "", ["code", "name", "instructor"]),
+    "an empty file": ("", "", ["there are no courses in it; it is empty"]),
     "windows-1252 undeclared": (
         "code;name;instructor\nA;a;a\nB;é;b\n".encode("windows-1252"),
         "",

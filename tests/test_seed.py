@@ -151,7 +151,7 @@ def test_keys_are_added_listed_and_deleted(command, run):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["nobody", "cron"], "there is no user nobody"),
+        (["nobody", "cron"], "there is no user nobody; list them with: python seed.py users"),
         (["faisal", "cron"], "user faisal has a key cron already; delete it first, or choose another label"),
         (["faisal", "other", "--delete"], "user faisal has no key other"),
         (["faisal", "a\nb"], "label must be 1 to 80 characters, with no control characters"),
@@ -172,7 +172,7 @@ def test_a_bad_key_is_refused_with_one_line(command, arguments, error):
         (["faisal"], "1234567\n12345678", "the password must be 8 characters or more"),
         (["grace"], b"\xff\xfel\0o\0n\0g\0 \0e\0n\0o\0u\0g\0h\0", "the password on standard input is not UTF-8 text"),
         (["a\nb"], "long enough\n", "username must be"),
-        (["nobody", "--delete"], "", "there is no user nobody"),
+        (["nobody", "--delete"], "", "there is no user nobody; list them with: python seed.py users"),
     ],
 )
 def test_a_bad_user_name_or_password_is_refused_with_one_line(command, arguments, stdin, error):
@@ -266,7 +266,9 @@ def test_import_says_exactly_what_it_did(command):
     assert import_text(command, make_csv(*CATALOGUE), "--dry-run") == "Would add 3 courses; nothing was stored."
     assert Course.get_all_courses() == before
     assert import_text(command, update, "--update") == "Added 2 courses, updated 1."
-    assert command("export", "-").stdout == make_csv(CSE115, *rows)
+    done = command("export", "-")
+    assert done.stdout == make_csv(CSE115, *rows)
+    assert done.stderr.startswith(f"Wrote {1 + len(rows)} courses to standard output.\n")
     assert import_text(command, make_csv(*CATALOGUE)) == "Added 3 courses."
     more = HEADER + "CSE465,Networks,\nCSE225,Trees,Grace\nCSE226,Graphs,Grace\nCSE227,Heaps,Ada\n"
     more += "ÉCO 1 , Économie; 物理 ,\n"
@@ -280,6 +282,12 @@ def test_import_takes_what_the_list_returns(command, client):
     delete_courses()
     assert import_text(command, f" {text}") == "Added 2 courses."
     assert [row["code"] for row in Course.get_all_courses()] == ["CSE115", "CSE465"]
+
+
+def test_a_file_that_stands_behind_the_names_of_columns_is_told_to_stand_first(run):
+    done = run("seed.py", "import", "--name", "Title", "list.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: seed.py import FILE [OPTION ...]\n")
 
 
 def test_a_bad_file_changes_nothing_and_each_bad_line_is_named(command):
@@ -347,7 +355,7 @@ def test_a_taken_code_is_left_out_too(command, tmp_path):
 
 def test_a_dry_run_shows_columns_courses_and_changes(command):
     before = Course.get_all_courses()
-    text = "Nr,name\nCSE115,Basics\nCSE 115,Twin\n"
+    text = "Nr ,name\nCSE115,Basics\nCSE 115,Twin\n"
     done = command("import", "-", "--code", "Nr", "--replace", "--dry-run", "--verbose", stdin=text)
     assert done.stdout.splitlines()[:-1] == [
         "Would add 1 course, update 1, delete 1; nothing was stored.",
@@ -355,7 +363,7 @@ def test_a_dry_run_shows_columns_courses_and_changes(command):
         "  CSE115 | Basics",
         "  CSE 115 | Twin",
         f"~ CSE115: name {CSE115['name']!r} -> 'Basics'",
-        "+ " + " | ".join(map(str, (models.NEW | course("CSE 115", "Twin", "")).values())),
+        "+ " + " | ".join(map(str, course("CSE 115", "Twin", "").values())),
         "- " + " | ".join(map(str, CSE465.values())),
         "Check the code: CSE 115 looks like CSE115.",
     ]

@@ -161,7 +161,7 @@ def test_a_token_outlives_a_restart_unless_the_key_changes(seeded, start):
 
 
 def test_it_says_that_there_is_no_user_yet(api):
-    assert "run python seed.py" in "".join(api.output)
+    assert "there is no user yet; add one: python seed.py user NAME" in "".join(api.output)
 
 
 def test_on_a_public_address_it_warns_of_the_published_password_until_that_is_changed(run, start, seeded):
@@ -299,7 +299,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_service(tmp_path):
 
 def test_a_log_that_nobody_reads_holds_up_no_request_and_no_signal_and_what_is_lost_is_counted(tmp_path):
     (port,) = find_ports(1)
-    program = "import course_api, server; server.MAX_LINES = 100; course_api.main()"
+    program = "import course_api, logs; logs.MAX_LINES = 100; course_api.main()"
     options = process_options(tmp_path, {"PORT": str(port)})
     with subprocess.Popen([*PYTHON, "-c", program], stdout=subprocess.PIPE, **options) as process:
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
@@ -379,6 +379,15 @@ def test_slow_writes_hold_up_no_read_and_are_all_carried_out(slow, number, threa
     assert [write.result() for write in writes] == [(201, "")] * number
 
 
+def test_writes_that_wait_behind_one_that_fails_fail_with_it_and_not_one_after_the_other(slow):
+    api, headers, writes, finish = slow(6)
+    wait_until(lambda: all(write.done() for write in writes))
+    assert [write.result()[0] for write in writes] == [503] * 6
+    assert api.output.count("adding") == 1  # only one has asked the database
+    finish()
+    assert api.request("/courses", "POST", NEW, **headers) == (201, "")
+
+
 def test_a_signal_lets_a_request_finish_and_the_exit_status_is_0(slow):
     api, _, (write,), finish = slow(1)
     api.process.terminate()
@@ -416,9 +425,9 @@ def test_after_the_signal_idle_connections_are_closed_and_what_has_arrived_is_an
         api.process.send_signal(signal.SIGCONT)
         assert read_all(idle) == b""
         half.sendall(request[25:])
-        for connection in (half, *waiting):
-            response = read_all(connection)
-            assert response.startswith(b"HTTP/1.1 200 OK\r\n") and b"\r\nConnection: close\r\n" in response
+        assert b"\r\nConnection: close\r\n" in read_all(half)
+        for connection in waiting:
+            assert read_all(connection).startswith(b"HTTP/1.1 200 OK\r\n")
     assert api.wait() == 0
 
 

@@ -2,11 +2,11 @@
 
 import contextlib
 import json
+import pathlib
 import re
 import shutil
 import socket
 import struct
-import time
 
 import pytest
 from processes import Server
@@ -112,6 +112,12 @@ def test_bad_framing_is_a_400_and_nothing_behind_it_is_believed(api, kind):
     """A good request follows on the same connection. It may have become part of the bad one, and is not answered."""
     assert {bad: statuses(api, bad + GET) for bad in REFUSED[kind]} == {bad: [400] for bad in REFUSED[kind]}
     assert is_well(api)
+
+
+def test_a_client_of_https_is_not_left_waiting(api):
+    with connect(api.url) as connection:
+        connection.sendall(TLS_HELLO)
+        assert b"this port speaks HTTP, not HTTPS" in read_all(connection)
 
 
 @pytest.mark.parametrize(
@@ -309,11 +315,42 @@ def test_idle_connections_make_room_where_there_are_too_many(start):
         assert is_well(api)
 
 
-def test_a_client_that_reads_nothing_does_not_hold_a_thread_for_ever(start):
-    """It asks for more than waitress keeps for one connection, and the only thread waits for it to read."""
-    program = "import course_api, server; server.STALL_SECONDS = 2; course_api.main()"
-    api = start("-c", program, THREADS="1")
-    with connect(api.url) as connection:
-        connection.sendall(GET.replace(b"/health", b"/docs/swagger_bundle.js") * 100)
-        time.sleep(0.5)  # until the thread waits
+BUNDLE = GET.replace(b"/health", b"/docs/swagger_bundle.js")
+
+
+def test_clients_that_read_nothing_hold_up_nobody(start):
+    """Each asks for more than the system's buffers take, and for more than waitress would keep for it."""
+    api = start(THREADS="1")
+    with connections(api, 10) as opened:
+        for connection in opened:
+            connection.sendall(BUNDLE * 100)
+        wait_until(lambda: all(bytes_that_wait(connection) for connection in opened))
         assert is_well(api)
+
+
+def bytes_that_wait(connection):
+    """Return the beginning of what a client could read."""
+    with contextlib.suppress(BlockingIOError):
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+
+def test_a_client_that_reads_late_gets_all_responses_in_order(api):
+    with connect(api.url) as connection:
+        connection.sendall(BUNDLE * 10 + GET)
+        wait_until(lambda: bytes_that_wait(connection))
+        assert is_well(api)
+        connection.shutdown(socket.SHUT_WR)
+        received = read_all(connection)
+    assert received.count(b"HTTP/1.1 200 OK") == 11 and received.endswith(b'{"status": "ok"}')
+
+
+def test_a_client_that_reads_nothing_is_hung_up_on(start):
+    program = "import course_api, server; server.STALL_SECONDS = 0; server.WAITRESS_OPTIONS['cleanup_interval'] = 0"
+    api = start("-c", f"{program}; course_api.main()")
+    files = pathlib.Path(f"/proc/{api.process.pid}/fd")
+    before = len(list(files.iterdir()))
+    with connect(api.url) as connection:
+        connection.sendall(BUNDLE * 10)
+        wait_until(lambda: bytes_that_wait(connection))
+        wait_until(lambda: len(list(files.iterdir())) == before)
+        assert read_all(connection).count(b"HTTP/1.1 200 OK") < 10

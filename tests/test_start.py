@@ -17,6 +17,7 @@ from processes import PYTHON, process_options, refused, run_bound
 from servers import ROOT, execute, new_database, own_postgres, wait_until
 
 import database
+import database_url
 
 # -- Passwords in DATABASE_URL -----------------------------------------------------------------------------------------
 
@@ -33,7 +34,7 @@ def why_refused(url):
     """Return the line with which a program on a database that is away stops."""
 
     def use():
-        target = database.connect(url)
+        target = database.from_url(url)
         with pytest.MonkeyPatch.context() as patch, database.exit_if_unusable():
             patch.setattr(database, "db", target)
             target.connect()
@@ -119,7 +120,7 @@ def test_half_of_what_checks_mariadbs_certificate_is_refused(query):
     ],
 )
 def test_a_password_reaches_the_driver_to_the_letter(url, password):
-    options = database.connect(url).connect_params
+    options = database.from_url(url).connect_params
     assert options["password"] == password and "passwd" not in options
 
 
@@ -131,8 +132,8 @@ def test_a_password_reaches_the_driver_to_the_letter(url, password):
 def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: answered.wait())
-    monkeypatch.setattr(database, "CONNECT_SECONDS", 0.01)
-    target = database.connect(f"{scheme}://db.example/name")
+    monkeypatch.setattr(database_url, "CONNECT_SECONDS", 0.01)
+    target = database.from_url(f"{scheme}://db.example/name")
     with pytest.raises(peewee.OperationalError, match=r"no name server answers for db\.example"):
         target.connect()
     answered.set()
@@ -155,11 +156,11 @@ def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
 def test_hosts_in_front_whose_names_nobody_looks_up_are_skipped(monkeypatch, hosts, ports, used):
     answered, given = threading.Event(), []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, _: host == "good" or answered.wait())
-    monkeypatch.setattr(database, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(database_url, "CONNECT_SECONDS", 0.2)
     monkeypatch.setattr(peewee.PostgresqlDatabase, "_connect", lambda target: given.append(target.connect_params))
     target = database.connect(f"postgresql:///name?host={hosts}&port={ports}")
     before = target.connect_params
-    database.ResolvedPostgreSQL._connect(target)
+    database.UnpooledPostgreSQL._connect(target)
     answered.set()
     assert [(params["host"], params["port"]) for params in given] == [used]
     assert target.connect_params == before
@@ -223,6 +224,12 @@ def test_a_missing_folder_is_named(run):
 
 
 @pytest.mark.sqlite
+def test_a_folder_in_place_of_the_file_is_named(run, tmp_path):
+    line = refused(run("course_api.py", DATABASE_URL=f"sqlite:///{tmp_path}"))
+    assert line.endswith(f"; {tmp_path} is a folder; name a file in it\n")
+
+
+@pytest.mark.sqlite
 def test_a_database_that_another_program_has_locked_is_served(start, seeded):
     start().stop()  # which has made the key
     with contextlib.closing(sqlite3.connect(seeded, isolation_level=None)) as other:
@@ -278,7 +285,7 @@ assert not any(os.access(folder, os.W_OK) for folder in ("/tmp", "/var/tmp", "/u
 database.init_db()
 rows = [{"code": f"C {n}", "name": "n" * 120, "instructor": "i" * 120} for n in range(60000)]
 print(models.Course.store_courses(rows).created)
-print(models.Course.store_courses([row | {"name": "m" * 120} for row in rows], update=True).updated)
+print(models.Course.store_courses([row | {"name": "m" * 120} for row in rows], models.Mode.UPDATE).updated)
 print(models.Course.get_page(sort="-name")[0])
 database.db.execute_sql("VACUUM")
 """
@@ -309,7 +316,7 @@ LOCKS = {
 @contextlib.contextmanager
 def migration_locked(url):
     """Hold for the block the lock that a migration waits for."""
-    target = database.connect(url)
+    target = database.from_url(url)
     with contextlib.closing(target):
         target.execute_sql(LOCKS[url.partition(":")[0]])
         yield target
