@@ -154,15 +154,15 @@ def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch, scheme):
 )
 @pytest.mark.sqlite
 def test_hosts_in_front_whose_names_nobody_looks_up_are_skipped(monkeypatch, hosts, ports, used):
-    answered, given = threading.Event(), []
+    answered, passed = threading.Event(), []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, _: host == "good" or answered.wait())
     monkeypatch.setattr(database_url, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(peewee.PostgresqlDatabase, "_connect", lambda target: given.append(target.connect_params))
-    target = database.connect(f"postgresql:///name?host={hosts}&port={ports}")
+    monkeypatch.setattr(peewee.PostgresqlDatabase, "_connect", lambda target: passed.append(target.connect_params))
+    target = database.from_url(f"postgresql:///name?host={hosts}&port={ports}")
     before = target.connect_params
     database.UnpooledPostgreSQL._connect(target)
     answered.set()
-    assert [(params["host"], params["port"]) for params in given] == [used]
+    assert [(params["host"], params["port"]) for params in passed] == [used]
     assert target.connect_params == before
 
 
