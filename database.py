@@ -160,9 +160,12 @@ class SQLite(peewee.SqliteDatabase):
     def scrub(self):
         """Remove deleted text, such as old passwords, from the file and its journal."""
         self.execute_sql("VACUUM")
-        busy, _, _ = self.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise peewee.OperationalError("another program keeps reading, so that deleted passwords stay in the file")
+        deadline = time.monotonic() + BUSY_SECONDS
+        while self.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:  # busy, as when copies start at once
+            if time.monotonic() > deadline:
+                message = "another program keeps reading, so that deleted passwords stay in the file"
+                raise peewee.OperationalError(message)
+            time.sleep(0.05)
 
 
 class ServerPool:
