@@ -55,6 +55,7 @@ WAITRESS_OPTIONS = {
 LINGER_SECONDS = 0.5  # after SIGTERM, open connections may still send a request
 log = logging.getLogger("course_api")
 quick_channels = collections.deque()  # whose requests the main thread is to answer
+pipelining_channels = collections.deque()  # whose next request has come with the one that was answered
 stopping = threading.Event()
 
 
@@ -227,17 +228,20 @@ class Channel(HTTPChannel):
             request.error = BusyError("the requests before this one waited in vain; try again soon")
         self.lingers = bool(request.error or request.is_cut)
         super().service()
+        if self.pipelined:
+            pipelining_channels.append(self)
+            self.server.pull_trigger()
 
     def handle_read(self):
         if not self.pipelined:
             super().handle_read()
 
-    def writable(self):
-        return super().writable() or (self.pipelined and not self.requests)
-
     def handle_write(self):
-        """Send what waits; then go on with the next request, if it is here already."""
         super().handle_write()
+        self.read_on()
+
+    def read_on(self):
+        """Read the next request, if it is here already and the client has read the response before it."""
         if self.pipelined and self.connected and not (self.requests or self.total_outbufs_len):
             data, self.pipelined = self.pipelined, b""
             self.received(data)
@@ -319,8 +323,7 @@ class Server(TcpWSGIServer):
         if stopping.is_set():
             request.headers["CONNECTION"] = "close"
         path = "" if request.error else request.path.removeprefix(URL_PREFIX)
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and not request.error and self.service.is_quick(request.command, path):
+        if not request.error and self.service.is_quick(request.command, path):
             quick_channels.append(channel)
         elif path in self.service.login_paths:
             self.login_dispatcher.add_task(channel)
@@ -341,6 +344,8 @@ def poll(sockets, seconds):
             quick_channels.popleft().service()
         except Exception:
             log.exception("unexpected error")  # as waitress' threads do
+    while pipelining_channels:
+        pipelining_channels.popleft().read_on()
 
 
 def listen(service, sockets):
