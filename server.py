@@ -305,10 +305,13 @@ class Server(TcpWSGIServer):
         super().maintenance(now)
         is_crowded = len(self._map) > 0.9 * self.adj.connection_limit
         patience = CROWDED_SECONDS if is_crowded else STALL_SECONDS
-        for channel in list(self.active_channels.values()):
+        for channel in self.active_channels.values():
             is_due = not channel.requests and (is_crowded or not channel.is_idle)
             if is_due and channel.is_overdue(now, patience):
-                channel.handle_close()  # not will_close, which waits until the client reads
+                channel.will_close = True
+                if channel.total_outbufs_len:  # the loop would wait until the client reads
+                    with contextlib.suppress(OSError):
+                        channel.socket.shutdown(socket.SHUT_RDWR)
 
     def count_requests(self, limit):
         """Return how many requests of this limit arrive or wait; only large ones pay for looking at all connections."""
@@ -344,7 +347,7 @@ def poll(sockets, seconds):
             quick_channels.popleft().service()
         except Exception:
             log.exception("unexpected error")  # as waitress' threads do
-    while pipelining_channels:
+    for _ in range(len(pipelining_channels)):  # not for those that come meanwhile, or others would wait for them
         pipelining_channels.popleft().read_on()
 
 

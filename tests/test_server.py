@@ -1,5 +1,6 @@
 """`python course_api.py` as a real process: settings, start, log, threads, signals, and faults of the disk."""
 
+import collections
 import concurrent.futures
 import contextlib
 import ctypes
@@ -429,6 +430,15 @@ def test_after_the_signal_idle_connections_are_closed_and_what_has_arrived_is_an
         for connection in waiting:
             assert read_all(connection).startswith(b"HTTP/1.1 200 OK\r\n")
     assert api.wait() == 0
+
+
+def test_clients_that_pipeline_without_end_do_not_keep_the_loop_from_the_others(monkeypatch):
+    channels = collections.deque()
+    monkeypatch.setattr(server, "pipelining_channels", channels)
+    endless = types.SimpleNamespace(read_on=lambda: channels.append(endless))
+    channels.append(endless)
+    server.poll({}, 0)
+    assert list(channels) == [endless]
 
 
 def test_ctrl_c_right_after_the_start_is_a_clean_stop(start):
