@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import types
 
 import pytest
 from catalogue import NEW
