@@ -609,7 +609,11 @@ def refuse_large_body(callback):
 
     def wrapper(**arguments):
         environ = request.environ
-        if "CONTENT_LENGTH" in environ and request.content_length > MAX_BODY and not is_upload(environ):
+        try:
+            is_large = "CONTENT_LENGTH" in environ and request.content_length > MAX_BODY
+        except ValueError:
+            raise HTTPError(400, "Content-Length must be a whole number") from None
+        if is_large and not is_upload(environ):
             raise too_large(MAX_BODY)
         return callback(**arguments)
 
