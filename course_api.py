@@ -508,7 +508,10 @@ def one_of(*choices):
 
 def parse_prefix(text):
     """Return the beginning of a code; a blank at its end counts, since a code can have one there."""
-    return PREFIX.clean(text) + text[len(text.rstrip()) :]
+    beginning = to_nfc(text.lstrip(), PREFIX.maximum)
+    if not PREFIX.pattern.fullmatch(beginning):
+        raise ValueError(text)
+    return beginning
 
 
 def make_filter(field):

@@ -55,7 +55,7 @@ def before_load_schema(_context, raw_schema):
 
 @schemathesis.hook
 def filter_case(_context, case):
-    """Leave out what a schema can say nothing of: blank numbers, and what is white space to Python alone."""
+    """Leave out what a schema can say nothing of: blank parameters, and what is white space to Python alone."""
     query = case.query or {}
     if re.search(r"\\x1[c-f]", repr([query, case.body])):
         return False
@@ -63,7 +63,7 @@ def filter_case(_context, case):
         options = [str(query.get(name, "")) for name in ("code", "name", "instructor", "header", "sheet")]
         if any(option.strip(" []'") for option in options) or str(query.get("skip_invalid")).lower() == "true":
             return False
-    names = {"format", "sort", "limit", "offset", "update"} & {*query}
+    names = {"format", "prefix", "sort", "limit", "offset", "update"} & {*query}
     return all(str(query[name]).strip(" []{}") for name in names)
 
 

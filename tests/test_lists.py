@@ -94,7 +94,7 @@ BAD_QUERIES = {
     "sort=id,name",
     "q must be 1 to 120 characters, with no control characters": f"q=a%00b q={'a' * 121}",
     "instructor must be 1 to 120 characters, with no control characters": "instructor=a%0Ab",
-    "prefix must be 1 to 20 characters, with no control characters": f"prefix=a%0Ab prefix={'a' * 21}",
+    "prefix must be 1 to 20 characters, with no control characters": f"prefix=a%0Ab prefix=a%0A prefix={'a' * 21}",
     "format must be json, csv or xlsx": "format=pdf format=JSON",
     "after must be copied from the link to the next page": "after=5 after=id:5 after=id:-1:5 after=id:%D9%A3:5 "
     f"after=id:{'9' * 19}:5 after=nothing:5:5 after=name:5:a%00",
