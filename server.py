@@ -231,7 +231,7 @@ class Channel(HTTPChannel):
         super().service()
         if self.pipelined:
             pipelining_channels.append(self)
-            self.server.pull_trigger()
+            self.server.pull_trigger()  # again, since the loop may have looked before the channel was there
 
     def handle_read(self):
         if not self.pipelined:
@@ -289,8 +289,8 @@ class Server(TcpWSGIServer):
     """Leaves one indexed read of SQLite to the main thread, which reads all requests, and the rest to other threads.
 
     Handing such a request, and the interpreter's lock, to another thread takes longer than the request (measured).
-    Logins, which wait for each other, have threads of their own. Large uploads have one thread for all, and so have the
-    writes of SQLite: in several threads they would wait for each other, a tenth longer (measured), and reads for them.
+    Logins, which wait for each other, have threads of their own. All large uploads share one thread, and so do all
+    writes of SQLite: in several threads, a tenth fewer are stored (measured), and reads wait while a write is locked.
     """
 
     channel_class = Channel
@@ -354,9 +354,10 @@ def poll(sockets, seconds):
 
 def listen(service, sockets):
     """Return a server for each address of HOST; exit with one line if one cannot be used."""
-    dispatchers = [ThreadedTaskDispatcher() for _ in range(4)]
-    for dispatcher, threads in zip(dispatchers, (THREADS, service.max_logins + 1, 1, 1), strict=True):
-        dispatcher.set_thread_count(threads)  # of logins one more, to refuse the others
+    dispatchers = []
+    for threads in (THREADS, service.max_logins + 1, 1, 1):  # of logins one more, to refuse the others
+        dispatchers.append(ThreadedTaskDispatcher())
+        dispatchers[-1].set_thread_count(threads)
     servers, port = [], PORT
     try:
         adj = Adjustments(

@@ -318,6 +318,12 @@ def test_idle_connections_make_room_where_there_are_too_many(start):
 BUNDLE = GET.replace(b"/health", b"/docs/swagger_bundle.js")
 
 
+def bytes_that_wait(connection):
+    """Return the beginning of what a client could read."""
+    with contextlib.suppress(BlockingIOError):
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+
 def test_clients_that_read_nothing_hold_up_nobody(start):
     """Each asks for more than the system's buffers take, and for more than waitress would keep for it."""
     api = start(THREADS="1")
@@ -326,12 +332,6 @@ def test_clients_that_read_nothing_hold_up_nobody(start):
             connection.sendall(BUNDLE * 100)
         wait_until(lambda: all(bytes_that_wait(connection) for connection in opened))
         assert is_well(api)
-
-
-def bytes_that_wait(connection):
-    """Return the beginning of what a client could read."""
-    with contextlib.suppress(BlockingIOError):
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
 def test_a_client_that_reads_late_gets_all_responses_in_order(api):
