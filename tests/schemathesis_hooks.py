@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-import re
+import unicodedata
 
 import schemathesis
 from description import PATHS
@@ -55,15 +55,28 @@ def before_load_schema(_context, raw_schema):
 
 @schemathesis.hook
 def filter_case(_context, case):
-    """Leave out what a schema can say nothing of: blank parameters, and what is white space to Python alone."""
+    """Leave out what a schema can say nothing of: blank parameters, and the lengths of texts that get shorter."""
     query = case.query or {}
-    if re.search(r"\\x1[c-f]", repr([query, case.body])):
+    if any(map(is_long_as_sent, find_texts([query, case.body]))):
         return False
     if case.path == "/courses" and case.method in ("POST", "PUT"):  # what columns and sheets a body has, and bad rows
         options = [str(query.get(name, "")) for name in ("code", "name", "instructor", "header", "sheet")]
         if any(option.strip(" []'") for option in options) or str(query.get("skip_invalid")).lower() == "true":
             return False
     return not any(is_blank(value) for name, value in query.items() if name not in ("q", "instructor"))
+
+
+def find_texts(value):
+    """Yield every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from find_texts(item)
+
+
+def is_long_as_sent(text):
+    """Return whether a text may be too long only until it is trimmed and in NFC."""
+    return len(text) > 20 and len(unicodedata.normalize("NFC", text.strip())) < len(text)
 
 
 def is_blank(value):

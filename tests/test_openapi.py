@@ -75,6 +75,30 @@ def test_it_names_the_limits_of_the_code():
     assert [item["schema"].get("maxLength") for item in page if item["name"] == "prefix"] == [20]
 
 
+WHITE = [chr(number) for number in (*range(256), 0x1680, 0x180E, 0x2000, 0x200B, 0x2028, 0x3000)]  # or not, or control
+
+
+@pytest.mark.parametrize(
+    ("schema", "parse"),
+    [
+        ("Code", models.FIELDS["code"].clean),
+        ("Text", models.FIELDS["name"].clean),
+        ("OptionalText", models.FIELDS["instructor"].clean),
+        ("prefix", course_api.parse_prefix),
+    ],
+)
+def test_the_patterns_of_texts_and_the_code_agree_on_every_white_space_and_control_character(schema, parse):
+    parameters = {item["name"]: item["schema"] for item in OPERATIONS["get", "/courses"]["parameters"]}
+    pattern = (parameters | DOCUMENT["components"]["schemas"])[schema]["pattern"]
+    for text in (form.format(char) for char in WHITE for form in ("a{}b", "{}ab", "ab{}", "{0}a{0}", "{0}.{0}")):
+        try:
+            parse(text)
+        except ValueError:
+            assert not re.fullmatch(pattern, text), ascii(text)
+        else:
+            assert re.fullmatch(pattern, text), ascii(text)
+
+
 # -- Against the declared fields ---------------------------------------------------------------------------------------
 
 SCHEMAS = resolve(DOCUMENT["components"]["schemas"])
