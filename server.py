@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import selectors
 import signal
 import socket
 import sys
@@ -56,7 +57,6 @@ SWITCH_SECONDS = 0.0005  # between threads; with Python's 5 ms, others starve wh
 LINGER_SECONDS = 0.5  # after SIGTERM, open connections may still send a request
 log = logging.getLogger("course_api")
 quick_channels = collections.deque()  # whose requests the main thread is to answer
-pipelining_channels = collections.deque()  # whose next request has come with the one that was answered
 stopping = threading.Event()
 
 
@@ -219,6 +219,7 @@ class Channel(HTTPChannel):
     pipelined = b""  # what came behind the request that is served
     lingers = False  # once a request has been refused
     rest, end = None, None  # while it lingers: the bytes that may still come, and until when
+    is_watched = True  # whether the loop will see what the client sends
 
     def parser_class(self, adj):
         return Parser(adj, self.server)
@@ -229,13 +230,19 @@ class Channel(HTTPChannel):
             request.error = BusyError("the requests before this one waited in vain; try again soon")
         self.lingers = bool(request.error or request.is_cut)
         super().service()
-        if self.pipelined:
-            pipelining_channels.append(self)
-            self.server.pull_trigger()  # again, since the loop may have looked before the channel was there
+        if self.writable() or not self.is_watched:
+            self.wake_loop()
 
-    def handle_read(self):
-        if not self.pipelined:
-            super().handle_read()
+    def wake_loop(self):
+        """Have the loop look at what this channel waits for now."""
+        self._map.changed.append(self)
+        self.server.trigger.pull_trigger()
+
+    def readable(self):
+        return not self.pipelined and super().readable()
+
+    def writable(self):
+        return super().writable() or (self.pipelined and not self.requests)
 
     def handle_write(self):
         super().handle_write()
@@ -270,7 +277,10 @@ class Channel(HTTPChannel):
         if isinstance(data, bytes) and len(data) > LARGE_BODY:
             data = ReadOnlyFileBasedBuffer(io.BytesIO(data))
             data.prepare()
-        return super().write_soon(data)
+        written = super().write_soon(data)
+        if self.total_outbufs_len:
+            self.wake_loop()
+        return written
 
     def is_overdue(self, now, patience):
         """Return whether a request or a response takes too long, with pauses of so many seconds."""
@@ -313,12 +323,17 @@ class Server(TcpWSGIServer):
                 if channel.total_outbufs_len:  # the loop would wait until the client reads
                     with contextlib.suppress(OSError):
                         channel.socket.shutdown(socket.SHUT_RDWR)
+            if channel.will_close:
+                self._map.changed.append(channel)
 
     def count_requests(self, limit):
         """Return how many requests of this limit arrive or wait; only large ones pay for looking at all connections."""
         channels = list(self.active_channels.values())
         requests = [request for channel in channels for request in (*channel.requests, channel.request)]
         return sum(request is not None and request.limit == limit for request in requests)
+
+    def pull_trigger(self):
+        """Leave the loop alone: each channel wakes it when it must."""
 
     def add_task(self, channel):
         """Hand the first request of a channel to the threads that are to answer it."""
@@ -340,16 +355,65 @@ class Server(TcpWSGIServer):
             super().add_task(channel)
 
 
-def poll(sockets, seconds):
-    """Serve what comes within this time."""
-    wasyncore.loop(seconds, use_poll=True, map=sockets, count=1)
-    while quick_channels:
-        try:
-            quick_channels.popleft().service()
-        except Exception:
-            log.exception("unexpected error")  # as waitress' threads do
-    for _ in range(len(pipelining_channels)):  # not for those that come meanwhile, or others would wait for them
-        pipelining_channels.popleft().read_on()
+class Sockets(dict):
+    """What the loop serves, by file number: waitress' servers and channels, and the pipes that wake it.
+
+    The system remembers what each of them waits for; waitress' own loop asks each of them in each round. A channel is
+    watched while its request is answered, too, since few clients send the next one before they have the response.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.selector = selectors.DefaultSelector()
+        self.changed = collections.deque()  # servers and channels that may wait for something else than before
+
+    def __setitem__(self, number, one):
+        super().__setitem__(number, one)
+        self.selector.register(number, selectors.EVENT_READ, one)
+
+    def __delitem__(self, number):
+        super().__delitem__(number)
+        if number in self.selector.get_map():
+            self.selector.unregister(number)
+
+    def watch(self, one):
+        """Tell the system what a server or a channel waits for."""
+        number = one._fileno
+        if number not in self:  # closed
+            return
+        one.is_watched = False  # until the loop has looked: a thread that changes something meanwhile wakes the loop
+        one.is_watched = one.readable()
+        events = selectors.EVENT_READ * bool(one.is_watched) | selectors.EVENT_WRITE * bool(one.writable())
+        if number not in self.selector.get_map():
+            if events:
+                self.selector.register(number, events, one)
+        elif events:
+            self.selector.modify(number, events, one)
+        else:
+            self.selector.unregister(number)
+
+    def poll(self, servers, seconds):
+        """Serve what comes within this time."""
+        for server in servers:
+            self.watch(server)
+        for key, events in self.selector.select(0 if self.changed else seconds):
+            one = key.data
+            if self.get(key.fd) is not one:  # closed meanwhile
+                continue
+            is_read = events & selectors.EVENT_READ and one.readable()
+            if is_read:
+                wasyncore.read(one)
+            if events & selectors.EVENT_WRITE and one.writable():
+                wasyncore.write(one)
+            if not is_read or one.writable():
+                self.changed.append(one)
+        while quick_channels:
+            try:
+                quick_channels.popleft().service()
+            except Exception:
+                log.exception("unexpected error")  # as waitress' threads do
+        while self.changed:
+            self.watch(self.changed.popleft())
 
 
 def listen(service, sockets):
@@ -387,7 +451,7 @@ def serve(service):
 
     A second signal stops at once.
     """
-    sockets = {}
+    sockets = Sockets()
     sys.setswitchinterval(SWITCH_SECONDS)
     servers = listen(service, sockets)
 
@@ -402,7 +466,7 @@ def serve(service):
     address = f"http://{host}:{servers[0].effective_port}{URL_PREFIX}"  # that a browser on this machine takes
     log.info("Serving %s on %s; press Ctrl-C to stop", service.name, address)
     while not stopping.is_set():
-        poll(sockets, 1)
+        sockets.poll(servers, 1)
     log.info("Stopping; press Ctrl-C again to stop at once")
     drain(servers, sockets, service.drain_seconds)
     log.info("Stopped")
@@ -417,11 +481,12 @@ def drain(servers, sockets, seconds):
         wasyncore.dispatcher.close(server)  # not server.close(), after which nothing could wake the loop
     start, channels = time.monotonic(), True
     while channels and time.monotonic() - start < seconds:
-        poll(sockets, 0.05)
+        sockets.poll(servers, 0.05)
         channels = [channel for server in servers for channel in server.active_channels.values()]
         for channel in channels:
             is_done = channel.is_idle or channel.rest is not None
             channel.will_close |= is_done and time.monotonic() - start > LINGER_SECONDS
+            sockets.changed.append(channel)
 
 
 def connection_limit():

@@ -1,5 +1,6 @@
 """What no HTTP library sends, on plain sockets: bad framing, floods, slow clients. None may hurt another."""
 
+import concurrent.futures
 import contextlib
 import json
 import pathlib
@@ -342,6 +343,16 @@ def test_a_client_that_reads_late_gets_all_responses_in_order(api):
         connection.shutdown(socket.SHUT_WR)
         received = read_all(connection)
     assert received.count(b"HTTP/1.1 200 OK") == 11 and received.endswith(b'{"status": "ok"}')
+
+
+def test_a_client_that_pipelines_without_end_does_not_keep_the_others_waiting(api):
+    with connect(api.url) as endless, concurrent.futures.ThreadPoolExecutor() as pool:
+        endless.sendall(5_000 * GET)
+        endless.shutdown(socket.SHUT_WR)
+        responses = pool.submit(read_all, endless)
+        assert api.request("/health")[0] == 200
+        assert not responses.done()
+        assert responses.result().count(b"HTTP/1.1 200 OK") == 5_000
 
 
 def test_a_client_that_reads_nothing_is_hung_up_on(start):
