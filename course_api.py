@@ -989,6 +989,8 @@ def handle_exceptions(callback):
         except limits.errors.StorageError as error:
             raise unavailable("the login limit's storage", database.describe(error.storage_error)) from None
         except Exception as error:
+            if db.in_transaction():  # of several requests, which the server undoes, and repeats one by one
+                raise HTTPError(500) from error
             db.discard()
             if isinstance(error, peewee.PeeweeException) and db.is_outage(error):
                 raise unavailable("the database", database.describe(error)) from None
@@ -1205,6 +1207,7 @@ def main():
             max_uploads=MAX_UPLOADS,
             is_quick=is_quick,
             is_queued=is_queued,
+            commit_together=db.commit_together,
             login_paths={"/login", "/token", "/password"},
             max_logins=MAX_LOGINS,
             quiet_paths={"/health"},

@@ -122,6 +122,19 @@ class SQLite(peewee.SqliteDatabase):
         """Return a transaction that locks the database at its start, so that it never fails for a lock later."""
         return self.atomic("IMMEDIATE")
 
+    @contextlib.contextmanager
+    def commit_together(self):
+        """Commit what several requests write in the block at its end, or undo it if the block raises an exception.
+
+        Raises peewee.OperationalError at once if another program has locked the database.
+        """
+        self.execute_sql("PRAGMA busy_timeout = 0")
+        try:
+            with self.write_transaction():
+                yield
+        finally:
+            self.execute_sql(f"PRAGMA busy_timeout = {1000 * self.timeout:.0f}")  # milliseconds
+
     def discard(self):
         """Close this thread's connection, so that the next query opens a new one."""
         self.close()
@@ -172,6 +185,7 @@ class ServerPool:
     """What both servers' classes add to Peewee's pools: a circuit breaker, and a time limit during requests."""
 
     pooled, in_memory, reads_never_wait, reads_by_id = True, False, False, False
+    commit_together = None  # servers commit what several connections write at once by themselves
     to_bytes = staticmethod(str.encode)
     row_lock = "FOR UPDATE"
     circuit_open_until, circuit_reason = 0, ""  # on the monotonic clock, in seconds

@@ -343,29 +343,46 @@ def test_as_many_files_may_be_open_as_connections_need(monkeypatch, before, afte
 # -- Threads and signals -----------------------------------------------------------------------------------------------
 
 
+PROGRAM = """
+import os
+import course_api, database, server
+
+def announce(owner, name):
+    function = getattr(owner, name)
+
+    def announcing(*args, **kwargs):
+        os.write(1, f"{name}\\n".encode())
+        return function(*args, **kwargs)
+
+    setattr(owner, name, announcing)
+
+announce(course_api.Course, "insert_course")
+announce(server.Server, "add_task")
+announce(database.db, "commit")
+"""
+
+
 @pytest.fixture
 def slow(seeded, start):
     """A function that starts the API and so many writes, which another program's transaction holds up.
 
-    Returns the API, a header, the writes, and a function that ends the transaction.
+    Returns the API, a header, the writes, and a function that ends the transaction. The API runs some `code` first.
     """
-    program = (
-        "import course_api\nadd = course_api.Course.insert_course\n"
-        "def announce(*args, **course):\n    print('adding', flush=True)\n    return add(*args, **course)\n"
-        "course_api.Course.insert_course = announce\ncourse_api.main()\n"
-    )
     with contextlib.ExitStack() as stack:
 
-        def slow(number, **settings):
-            api = start("-c", program, **settings)
+        def slow(number, code="", **settings):
+            api = start("-c", f"{PROGRAM}{code}\ncourse_api.main()\n", **settings)
             headers = api.bearer()
             other = sqlite3.connect(seeded, isolation_level=None, check_same_thread=False)
             stack.enter_context(contextlib.closing(other)).execute("BEGIN IMMEDIATE")
             pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(number))
             stack.callback(api.process.kill)  # before the pool waits for its threads
             courses = [NEW | {"code": f"SLOW{index}"} for index in range(number)]
-            writes = [pool.submit(api.request, "/courses", "POST", course, **headers) for course in courses]
-            api.wait_for("adding")
+            writes = []
+            for course in courses:
+                writes.append(pool.submit(api.request, "/courses", "POST", course, **headers))
+                wait_until(lambda: "insert_course" in api.output)  # of the first, so that the others are behind it
+            wait_until(lambda: api.output.count("add_task") == 1 + number)  # the login is the other one
             return api, headers, writes, lambda: other.execute("COMMIT")
 
         yield slow
@@ -380,11 +397,60 @@ def test_slow_writes_hold_up_no_read_and_are_all_carried_out(slow, number, threa
     assert [write.result() for write in writes] == [(201, "")] * number
 
 
+def find_slow(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT code FROM courses WHERE code LIKE 'SLOW%' ORDER BY code")
+        return [code for (code,) in rows]
+
+
+def test_writes_that_have_waited_are_committed_at_once_and_logged_one_by_one(slow, seeded):
+    api, _, writes, finish = slow(6)
+    earlier = api.output.count("commit")
+    finish()
+    assert [write.result() for write in writes] == [(201, "")] * 6
+    assert find_slow(seeded) == [f"SLOW{index}" for index in range(6)]
+    wait_until(lambda: sum(" faisal POST /courses 201 0 bytes" in line for line in api.output) == 6)
+    assert api.output.count("commit") == earlier + 1
+
+
+COMMIT_FAILS = """
+def fail():
+    raise course_api.peewee.OperationalError("disk I/O error")
+
+course_api.prepare()
+database.db.commit = fail
+course_api.prepare = lambda: None
+"""
+
+
+def test_writes_whose_common_commit_fails_are_stored_one_by_one(slow, seeded):
+    api, _, writes, finish = slow(6, COMMIT_FAILS)
+    finish()
+    assert [write.result() for write in writes] == [(201, "")] * 6
+    assert find_slow(seeded) == [f"SLOW{index}" for index in range(6)]
+    wait_until(lambda: sum(" POST /courses 201 " in line for line in api.output) == 6)
+    assert api.output.count("insert_course") == 11  # five of them twice
+    assert not any(" ERROR " in line for line in api.output)
+
+
+@pytest.mark.parametrize("action", ["ABORT", "ROLLBACK"])
+def test_a_write_that_fails_undoes_none_that_waits_with_it(slow, seeded, action):
+    with contextlib.closing(sqlite3.connect(seeded)) as connection:
+        fault = f"WHEN NEW.code = 'SLOW3' BEGIN SELECT RAISE({action}, 'a fault'); END"
+        connection.execute(f"CREATE TRIGGER fault BEFORE INSERT ON courses {fault}")
+    api, _, writes, finish = slow(6)
+    finish()
+    assert [write.exception() is None for write in writes] == [index != 3 for index in range(6)]  # no 500 is described
+    assert find_slow(seeded) == [f"SLOW{index}" for index in range(6) if index != 3]
+    wait_until(lambda: any(" 500 " in line for line in api.output))
+    assert sum("unexpected error" in line for line in api.output) == 1
+
+
 def test_writes_that_wait_behind_one_that_fails_fail_with_it_and_not_one_after_the_other(slow):
     api, headers, writes, finish = slow(6)
     wait_until(lambda: all(write.done() for write in writes))
     assert [write.result()[0] for write in writes] == [503] * 6
-    assert api.output.count("adding") == 1  # only one has asked the database
+    assert api.output.count("insert_course") == 1  # only one has asked the database
     finish()
     assert api.request("/courses", "POST", NEW, **headers) == (201, "")
 
