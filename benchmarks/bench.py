@@ -83,6 +83,7 @@ POCKETBASE_PATHS = {  # of the same requests; a page has a number in place of an
 }
 # How to serve the API without a part: the command, settings, and an ending of DATABASE_URL.
 NO_LOOKUP = ([sys.executable, HERE / "without.py", "role look-up"], {}, "")
+NO_GROUP_COMMIT = ([sys.executable, HERE / "without.py", "group commit"], {}, "")
 NO_QUICK_READS = ([sys.executable, HERE / "without.py", "quick reads"], {}, "")
 NO_LOG = (WAITRESS, {"LOG_LEVEL": "WARNING"}, "")
 NO_SET_LOCAL = (WAITRESS, {}, "?options=-cstatement_timeout%3D1500")  # on connecting, so not in each statement
@@ -94,6 +95,7 @@ FEATURES = [  # the part, the database and the request
     ("SET LOCAL", "PostgreSQL", "POST", NO_SET_LOCAL),
     ("SET LOCAL", "PostgreSQL", "one course", NO_SET_LOCAL),
     ("answer on the reading thread", "SQLite", "one course", NO_QUICK_READS),
+    ("group commit", "SQLite", "POST", NO_GROUP_COMMIT),
 ]
 SIZES = [1_000, 10_000, 100_000, 1_000_000]
 GROWTH = {

@@ -7,6 +7,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import course_api
 import models
+import server
 from database import db
 
 
@@ -18,6 +19,10 @@ def drop_quick_reads():
     course_api.is_quick = lambda method, path: False
 
 
+def drop_group_commit():
+    server.MAX_GROUP = 1
+
+
 def drop_full_durability():
     db.pragma("synchronous", "normal", permanent=True)
 
@@ -25,6 +30,7 @@ def drop_full_durability():
 {
     "role look-up": drop_look_up,
     "quick reads": drop_quick_reads,
+    "group commit": drop_group_commit,
     "full durability": drop_full_durability,
 }[sys.argv.pop()]()
 course_api.main()

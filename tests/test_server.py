@@ -183,9 +183,9 @@ def test_a_database_in_memory_has_the_dummy_data_and_is_shared_by_all_threads(st
 def test_a_crash_of_the_event_loop_is_not_a_clean_exit(start):
     api = start(
         "-c",
-        "import course_api, server\n"
+        "import course_api, loop\n"
         "def crash(*_, **__): raise RuntimeError('the event loop has crashed')\n"
-        "server.Sockets.poll = crash\n"
+        "loop.Sockets.poll = crash\n"
         "course_api.main()\n",
     )
     assert api.wait() not in (0, None)
