@@ -9,7 +9,9 @@ import os
 import re
 import resource
 import runpy
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -444,6 +446,58 @@ def test_a_write_that_fails_undoes_none_that_waits_with_it(slow, seeded, action)
     assert find_slow(seeded) == [f"SLOW{index}" for index in range(6) if index != 3]
     wait_until(lambda: any(" 500 " in line for line in api.output))
     assert sum("unexpected error" in line for line in api.output) == 1
+
+
+COURSE, LIST = {"name": "N", "instructor": "I"}, [{"code": f"L{number}", "name": "N"} for number in range(3)]
+KINDS_OF_WRITES = [  # path, method, body and headers; each depends on those before it
+    ("/courses", "POST", NEW, {}),
+    ("/courses", "POST", NEW, {}),  # 409
+    ("/courses", "POST", "[not JSON", {"Content_Type": "application/json"}),
+    ("/courses?dry_run=true", "POST", LIST, {}),
+    ("/courses?skip_invalid=true", "POST", [*LIST, {"code": "L9"}], {}),
+    ("/courses", "POST", [*LIST, {"code": "L8", "name": "N"}], {}),  # 409, and nothing is stored
+    ("/courses/L0", "PUT", COURSE, {"Prefer": "return=representation"}),
+    ("/courses/L0", "PATCH", {"name": "M"}, {"If_Match": '"0"'}),  # 412
+    ("/courses/L0", "PATCH", {"name": "M"}, {}),
+    ("/courses/L1", "DELETE", None, {}),
+    ("/courses/L1", "DELETE", None, {}),  # 404
+    ("/courses/L1", "PUT", COURSE, {"Authorization": "Bearer forged"}),
+    ("/nowhere", "POST", {}, {}),
+    ("/courses?update=true", "POST", LIST, {}),
+]
+
+
+def test_requests_that_wait_are_answered_as_if_each_came_alone(slow, seeded, start):
+    alone = start(DATABASE_URL=f"sqlite:///{shutil.copy(seeded, seeded.with_name('alone.db'))}")
+    bearer = alone.bearer()
+    api, headers, (first,), finish = slow(1)
+    assert alone.request("/courses", "POST", NEW | {"code": "SLOW0"}, **bearer) == (201, "")
+    with concurrent.futures.ThreadPoolExecutor(len(KINDS_OF_WRITES)) as pool:
+        waiting, earlier, commits = [], api.output.count("add_task"), api.output.count("commit")
+        for path, method, body, more in KINDS_OF_WRITES:
+            waiting.append(pool.submit(api.request, path, method, body, **headers | more))
+            wait_until(lambda: api.output.count("add_task") == earlier + len(waiting))
+        finish()
+    assert first.result() == (201, "")
+    for request, answer in zip(KINDS_OF_WRITES, waiting, strict=True):
+        path, method, body, more = request
+        assert answer.result() == alone.request(path, method, body, **bearer | more), request
+    assert api.output.count("commit") == commits + 1
+    assert api.request("/courses", **headers) == alone.request("/courses", **bearer)
+
+
+def test_what_a_client_sends_while_its_request_waits_is_answered_after_it(slow):
+    api, headers, (write,), finish = slow(1)
+    earlier = api.output.count("add_task")
+    with connect(api.url) as connection:
+        request = "{} HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\n\r\n"
+        connection.sendall(request.format("DELETE /courses/CSE115", headers["Authorization"]).encode())
+        wait_until(lambda: api.output.count("add_task") == earlier + 1)
+        connection.sendall(request.format("GET /courses/CSE115", headers["Authorization"]).encode())
+        connection.shutdown(socket.SHUT_WR)
+        finish()
+        assert re.findall(rb"HTTP/1.1 (\d+) ", read_all(connection)) == [b"204", b"404"]
+    assert write.result() == (201, "")
 
 
 def test_writes_that_wait_behind_one_that_fails_fail_with_it_and_not_one_after_the_other(slow):
