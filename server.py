@@ -77,6 +77,13 @@ class Server(TcpWSGIServer):
         self.service, self.login_dispatcher = service, login_dispatcher
         self.upload_dispatcher, self.queue_dispatcher = upload_dispatcher, queue_dispatcher
 
+    def handle_accept(self):
+        """Accept all who wait; waitress accepts one in each round of the loop, which is long where many are served."""
+        known = -1
+        while self.readable() and len(self._map) > known:
+            known = len(self._map)
+            super().handle_accept()
+
     def maintenance(self, now):
         """Close connections that are idle or slow; sooner where there is little room for others."""
         super().maintenance(now)
@@ -210,8 +217,7 @@ def serve(service):
 def drain(servers, sockets, seconds):
     """Accept nothing more; answer what has been accepted, for this long, and close each connection once it is idle."""
     for server in servers:
-        for _ in range(server.adj.backlog):
-            server.handle_accept()
+        server.handle_accept()
         wasyncore.dispatcher.close(server)  # not server.close(), after which nothing could wake the loop
     start, channels = time.monotonic(), True
     while channels and time.monotonic() - start < seconds:

@@ -448,6 +448,18 @@ def test_a_write_that_fails_undoes_none_that_waits_with_it(slow, seeded, action)
     assert sum("unexpected error" in line for line in api.output) == 1
 
 
+def test_all_who_wait_are_accepted_in_one_round_of_the_loop_which_is_long_under_load(start):
+    api = start("-c", f"{PROGRAM}import loop\nannounce(loop.Sockets, 'poll')\ncourse_api.main()\n")
+    with contextlib.ExitStack() as stack:
+        api.process.send_signal(signal.SIGSTOP)
+        waiting = [stack.enter_context(connect(api.url)) for _ in range(50)]
+        earlier = api.output.count("poll")
+        api.process.send_signal(signal.SIGCONT)
+        waiting[-1].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert waiting[-1].recv(65536).startswith(b"HTTP/1.1 200 OK")
+        assert api.output.count("poll") < earlier + 25
+
+
 COURSE, LIST = {"name": "N", "instructor": "I"}, [{"code": f"L{number}", "name": "N"} for number in range(3)]
 KINDS_OF_WRITES = [  # path, method, body and headers; each depends on those before it
     ("/courses", "POST", NEW, {}),
