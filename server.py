@@ -225,8 +225,9 @@ def drain(servers, sockets, seconds):
         channels = [channel for server in servers for channel in server.active_channels.values()]
         for channel in channels:
             is_done = channel.is_idle or channel.rest is not None
-            channel.will_close |= is_done and time.monotonic() - start > LINGER_SECONDS
-            sockets.changed.append(channel)
+            if is_done and time.monotonic() - start > LINGER_SECONDS:
+                channel.will_close = True
+                sockets.changed.append(channel)
 
 
 def connection_limit():

@@ -534,6 +534,18 @@ def test_a_signal_lets_a_request_finish_and_the_exit_status_is_0(slow):
     assert "Stopped" in api.output[-1]
 
 
+def test_a_stop_that_waits_for_a_request_does_not_keep_the_processor_busy(slow):
+    api, _, (write,), finish = slow(1, "import loop\nannounce(loop.Sockets, 'poll')")
+    earlier = api.output.count("poll")
+    api.process.terminate()
+    with pytest.raises(concurrent.futures.TimeoutError):
+        write.result(server.LINGER_SECONDS + 0.1)
+    finish()
+    assert write.result() == (201, "")
+    assert api.wait() == 0
+    assert api.output.count("poll") < earlier + 100  # one in 50 ms, besides a few
+
+
 def test_a_second_signal_stops_at_once(slow):
     api, _, (write,), _ = slow(1)
     api.process.terminate()
