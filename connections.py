@@ -238,11 +238,8 @@ class Channel(HTTPChannel):
         return super().writable() or (self.pipelined and not self.requests)
 
     def handle_write(self):
+        """Send, and read the next request if it is here already and the client has read the response before it."""
         super().handle_write()
-        self.read_on()
-
-    def read_on(self):
-        """Read the next request, if it is here already and the client has read the response before it."""
         if self.pipelined and self.connected and not (self.requests or self.total_outbufs_len):
             data, self.pipelined = self.pipelined, b""
             self.received(data)

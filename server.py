@@ -113,8 +113,8 @@ class Server(TcpWSGIServer):
         """
         with self.queue_dispatcher.lock:
             behind = list(itertools.islice(self.queue_dispatcher.queue, MAX_GROUP - 1))
-        tasks = [Task(one, one.requests[0]) for one in (channel, *behind) if one.connected]
-        tasks = [task for task in tasks if not task.request.is_tried]
+        channels = [one for one in (channel, *behind) if one.connected and not one.requests[0].is_tried]
+        tasks = [Task(one, one.requests[0]) for one in channels]
         if len(tasks) > 1:
             for task in tasks:
                 task.request.is_tried = True
