@@ -17,6 +17,8 @@ import models
 
 METHODS = ("get", "post", "put", "patch", "delete")
 OPERATIONS = {(method, path): item[method] for path, item in PATHS.items() for method in METHODS if method in item}
+PARAMETERS = {item["name"]: item["schema"] for item in OPERATIONS["get", "/courses"]["parameters"]}  # of the list
+SCHEMAS = resolve(DOCUMENT["components"]["schemas"])
 ROUTES = {
     (route.method.lower(), re.sub(r"<(\w+)>", r"{\1}", route.rule)): route.config
     for route in course_api.app.routes
@@ -54,9 +56,8 @@ def test_it_says_which_routes_are_public_and_has_every_parameter():
 
 def test_it_names_the_limits_of_the_code():
     rules = {"username": models.User.username, "password": models.User.password} | models.FIELDS
-    schemas, page = resolve(DOCUMENT["components"]["schemas"]), OPERATIONS["get", "/courses"]["parameters"]
-    assert schemas["Course"]["properties"].keys() == {"id", *FIELDS}
-    for field, schema in (schemas["Course"]["properties"] | schemas["Login"]["properties"]).items():
+    assert SCHEMAS["Course"]["properties"].keys() == {"id", *FIELDS}
+    for field, schema in (SCHEMAS["Course"]["properties"] | SCHEMAS["Login"]["properties"]).items():
         if field == "id":
             continue
         if schema["type"] == "integer":
@@ -71,8 +72,8 @@ def test_it_names_the_limits_of_the_code():
     assert DOCUMENT["components"]["schemas"]["NewCourses"]["maxItems"] == course_api.MAX_ROWS
     rows = DOCUMENT["components"]["schemas"]["BadRows"]
     assert rows["maxItems"] == course_api.MAX_ERRORS
-    assert [item["schema"].get("maximum") for item in page if item["name"] == "limit"] == [1000]
-    assert [item["schema"].get("maxLength") for item in page if item["name"] == "prefix"] == [20]
+    assert PARAMETERS["limit"]["maximum"] == 1000
+    assert PARAMETERS["prefix"]["maxLength"] == 20
 
 
 WHITE = [chr(number) for number in (*range(256), 0x1680, 0x180E, 0x2000, 0x200B, 0x2028, 0x3000)]  # or not, or control
@@ -88,8 +89,7 @@ WHITE = [chr(number) for number in (*range(256), 0x1680, 0x180E, 0x2000, 0x200B,
     ],
 )
 def test_the_patterns_of_texts_and_the_code_agree_on_every_white_space_and_control_character(schema, parse):
-    parameters = {item["name"]: item["schema"] for item in OPERATIONS["get", "/courses"]["parameters"]}
-    pattern = (parameters | DOCUMENT["components"]["schemas"])[schema]["pattern"]
+    pattern = (PARAMETERS | SCHEMAS)[schema]["pattern"]
     for text in (form.format(char) for char in WHITE for form in ("a{}b", "{}ab", "ab{}", "{0}a{0}", "{0}.{0}")):
         try:
             parse(text)
@@ -100,8 +100,6 @@ def test_the_patterns_of_texts_and_the_code_agree_on_every_white_space_and_contr
 
 
 # -- Against the declared fields ---------------------------------------------------------------------------------------
-
-SCHEMAS = resolve(DOCUMENT["components"]["schemas"])
 
 
 def test_every_schema_of_a_course_has_the_declared_fields():
@@ -122,22 +120,19 @@ def test_a_change_has_at_least_one_field():
 
 
 def test_the_list_has_the_declared_fields():
-    operation = OPERATIONS["get", "/courses"]
-    schemas = {item["name"]: item["schema"] for item in operation["parameters"]}
     sortable = ["id", *FIELDS]
-    assert schemas["sort"]["enum"] == [*sortable, *(f"-{field}" for field in sortable)]
-    assert schemas["after"]["pattern"] == rf"^(-?({'|'.join(sortable)}):[0-9]{{1,18}}:[^\x00]*)?$"
-    csv = operation["responses"]["200"]["content"]["text/csv"]["schema"]
+    assert PARAMETERS["sort"]["enum"] == [*sortable, *(f"-{field}" for field in sortable)]
+    assert PARAMETERS["after"]["pattern"] == rf"^(-?({'|'.join(sortable)}):[0-9]{{1,18}}:[^\x00]*)?$"
+    csv = OPERATIONS["get", "/courses"]["responses"]["200"]["content"]["text/csv"]["schema"]
     assert csv["pattern"] == rf"^{','.join(FIELDS)}\r\n"
 
 
 def test_a_cursor_and_a_file_are_as_described(client):
-    schemas = {item["name"]: item["schema"] for item in OPERATIONS["get", "/courses"]["parameters"]}
-    for sort in schemas["sort"]["enum"]:
+    for sort in PARAMETERS["sort"]["enum"]:
         link = client.get("/courses", {"sort": sort, "limit": 1}).headers["Link"]
         (cursor,) = re.findall(r"after=([^&>]+)", link)
-        assert re.search(schemas["after"]["pattern"], urllib.parse.unquote_plus(cursor))
-    for name in schemas["format"]["enum"]:
+        assert re.search(PARAMETERS["after"]["pattern"], urllib.parse.unquote_plus(cursor))
+    for name in PARAMETERS["format"]["enum"]:
         file = client.get("/courses", {"format": name}).headers["Content-Disposition"]
         assert file == f'attachment; filename="courses.{name}"'
     client.get("/courses", {"format": "pdf"}, status=400)
